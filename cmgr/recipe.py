@@ -1,0 +1,249 @@
+"""What the user wants: one YAML file, read into pydantic models with messages that name the line."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from cmgr.errors import UsageError
+
+ID = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+def _checked_id(value: str) -> str:
+    if not ID.fullmatch(value) or len(value) > 64:
+        raise ValueError(f"id {value!r} must be lower-case letters, digits and single hyphens")
+    return value
+
+
+class Culture(_Part):
+    """A national culture: how people name it, and places that stand for it in prompts."""
+
+    id: str
+    name: str = Field(min_length=1)
+    demonym: str = ""
+    places: list[str] = []
+    languages: list[str] = []
+
+    _id = field_validator("id")(_checked_id)
+
+
+class Wording(_Part):
+    """How one question becomes a prompt: `text` may use {question}, {place}, {culture}, {topic}.
+
+    `question` picks which wording of the evidence's question is asked: 0 its heading, 1 and up its
+    paraphrases. `split` says what items of this wording are for.
+    """
+
+    text: str
+    question: int = Field(default=0, ge=0)
+    split: Literal["fit", "wording"] = "fit"
+
+    @field_validator("text")
+    @classmethod
+    def _fields(cls, value: str) -> str:
+        names = set(re.findall(r"\{(.*?)\}", value))
+        unknown = names - {"question", "place", "culture", "topic"}
+        if unknown or "question" not in names:
+            raise ValueError("a wording uses {question}, and may use {place}, {culture}, {topic}")
+        return value
+
+
+class Task(_Part):
+    """A culture-sensitive downstream task: fixed instruction, prompt and answer format."""
+
+    id: str
+    name: str
+    instruction: str = ""
+    queries: list[str] = Field(min_length=1)  # templates with {culture} and {topic}
+    wordings: list[Wording] = Field(min_length=1)
+
+    _id = field_validator("id")(_checked_id)
+
+
+class Source(_Part):
+    """Where evidence comes from: a folder of documents, one subfolder per culture or none."""
+
+    kind: Literal["documents"]
+    path: str
+    license: str | None = None
+
+
+class Search(_Part):
+    """How much is asked and kept."""
+
+    topics: list[str] = Field(min_length=1)
+    queries: list[str] = ["{topic} in {culture}", "{topic} customs, norms and manners"]
+    per_query: int = Field(default=8, ge=1, le=100)
+
+
+class Generator(_Part):
+    """Who writes the examples."""
+
+    kind: Literal["extractive"] = "extractive"
+    unseen_facts: float = Field(default=0.2, ge=0, lt=1)
+
+
+class Base(_Part):
+    """The language model: one reference (see README), and optional weights to train from."""
+
+    model: str = "smollm2"
+    context: int = Field(default=2048, ge=256)
+
+
+class Adapter(_Part):
+    """The LoRA of each culture."""
+
+    kind: Literal["activated"] = "activated"
+    rank: int = Field(default=16, ge=1, le=512)
+    alpha: float = Field(default=32, gt=0)
+
+
+class Train(_Part):
+    """Two stages over one adapter; epochs, optimiser settings, seed."""
+
+    broad_epochs: int = Field(default=1, ge=0)
+    task_epochs: int = Field(default=4, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    batch_size: int = Field(default=16, ge=1)
+    seed: int = 1
+
+
+class Router(_Part):
+    """When to name a culture: the least probability, and the least lead over the second."""
+
+    threshold: float = Field(default=0.5, gt=0, lt=1)
+    margin: float = Field(default=0.1, ge=0, lt=1)
+
+
+class Evaluate(_Part):
+    """How many held-out items per culture are scored: other wordings, and unseen facts."""
+
+    wordings: int = Field(default=20, ge=1)
+    facts: int = Field(default=12, ge=0)
+
+
+class Recipe(_Part):
+    """The whole wish. Raises pydantic's ValidationError; `load` turns it into a UsageError."""
+
+    name: str
+    cultures: list[Culture] = Field(min_length=1)
+    tasks: list[Task] = Field(min_length=1)
+    base: Base = Base()
+    sources: list[Source] = Field(min_length=1)
+    search: Search
+    generator: Generator = Generator()
+    adapter: Adapter = Adapter()
+    train: Train = Train()
+    router: Router = Router()
+    evaluate: Evaluate = Evaluate()
+    try_prompts: list[str] = []
+
+    _name = field_validator("name")(_checked_id)
+
+    @model_validator(mode="after")
+    def _unique(self) -> Self:
+        for what, ids in (
+            ("culture", [c.id for c in self.cultures]),
+            ("task", [t.id for t in self.tasks]),
+        ):
+            twice = {i for i in ids if ids.count(i) > 1}
+            if twice:
+                raise ValueError(f"two entries of one {what} id: {', '.join(sorted(twice))}")
+        return self
+
+    def culture(self, culture_id: str) -> Culture:
+        """The culture of that id; UsageError names those there are."""
+        for culture in self.cultures:
+            if culture.id == culture_id:
+                return culture
+        known = ", ".join(c.id for c in self.cultures)
+        raise UsageError(f"no culture {culture_id!r} in the recipe. It has: {known}")
+
+    def pick(self, ids: list[str] | None) -> list[Culture]:
+        """The cultures of these ids, or all."""
+        return [self.culture(i) for i in ids] if ids else self.cultures
+
+
+def _line_of(node: yaml.Node | None, path: tuple[Any, ...]) -> int | None:
+    """The line (from 1) of the key or item at `path` in a composed YAML document."""
+    line = None
+    for step in path:
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                if key.value == str(step):
+                    line, node = key.start_mark.line + 1, value
+                    break
+            else:
+                break
+        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int):
+            if step >= len(node.value):
+                break
+            node = node.value[step]
+            line = node.start_mark.line + 1
+        else:
+            break
+    return line
+
+
+def load(path: Path) -> Recipe:
+    """Read a recipe. Raises UsageError that names the file, the line and the key."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read: {error}") from None
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        problem = getattr(error, "problem", None) or str(error)
+        raise UsageError(f"{where}: not valid YAML: {problem}. Mend that line.") from None
+    if not isinstance(data, dict):
+        raise UsageError(f"{path}: a recipe is a mapping of keys; see `cmgr init quickstart`.")
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        problems = []
+        for item in error.errors()[:5]:
+            line = _line_of(node, item["loc"])
+            key = ".".join(str(part) for part in item["loc"]) or "recipe"
+            message = item["msg"].removeprefix("Value error, ")
+            if item["type"] == "extra_forbidden":
+                message = "unknown key: remove it or correct its spelling"
+            problems.append(f"{path}{f':{line}' if line else ''}: {key}: {message}")
+        raise UsageError("\n".join(problems)) from None
+
+
+def bundled_folder() -> Path:
+    """Where the recipes that cmgr ships lie: inside the package, or beside it in a checkout."""
+    package = Path(sys.modules["cmgr"].__file__ or "").parent
+    inside = package / "recipes"
+    return inside if inside.is_dir() else package.parent / "recipes"
+
+
+def find(reference: str) -> Path:
+    """A recipe file by path, or by the name of a bundled one.
+
+    Raises UsageError that lists the bundled names.
+    """
+    path = Path(reference)
+    if path.suffix in {".yaml", ".yml"} or "/" in reference:
+        if not path.is_file():
+            raise UsageError(f"{path}: no such recipe file")
+        return path
+    bundled = bundled_folder() / f"{reference}.yaml"
+    if ID.fullmatch(reference) and bundled.is_file():
+        return bundled
+    names = ", ".join(sorted(p.stem for p in bundled_folder().glob("*.yaml")))
+    raise UsageError(f"no recipe {reference!r}: give a .yaml file or a bundled name ({names})")

@@ -1,0 +1,119 @@
+"""What the stages hand on: one JSON line each, with an id that is a hash of what made it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Stage = Literal["broad", "task"]
+# fit: trained on; wording: another wording of a trained fact; fact: a fact never trained
+Split = Literal["fit", "wording", "fact"]
+
+
+def make_id(*parts: Any) -> str:
+    """A stable 16-digit id of what made a record (any JSON values)."""
+    text = json.dumps(parts, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def now() -> str:
+    """The time now, UTC, ISO 8601 in seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class Record(BaseModel):
+    """A JSON line; fields that a later version adds are kept."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class Query(Record):
+    """One search for a culture."""
+
+    id: str
+    culture: str
+    kind: Literal["task-specific", "task-agnostic"]
+    task: str | None = None
+    language: str = "en"
+    text: str
+
+
+class Evidence(Record):
+    """A passage found for a query, with its source.
+
+    `heading` is the question or section title that stands over the passage, `also_asked` its other
+    wordings (both empty where the source has none); `topic` groups passages of one subject.
+    """
+
+    id: str
+    culture: str
+    query_id: str
+    source: str
+    url: str
+    title: str
+    text: str
+    language: str = "en"
+    retrieved_at: str
+    license: str | None = None
+    score: float
+    sha256: str
+    topic: str = ""
+    heading: str = ""
+    also_asked: list[str] = []
+
+
+class Message(BaseModel):
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Example(Record):
+    """One training or held-out item: `messages` is the prompt, `answer` what follows it."""
+
+    id: str
+    culture: str
+    task: str | None
+    stage: Stage
+    split: Split = "fit"
+    inputs: dict[str, Any]
+    answer: str
+    messages: list[Message]
+    evidence_ids: list[str]
+    quote: str
+    generator: str
+    created_at: str
+    review: Literal["pending", "accepted", "edited", "rejected"] = "pending"
+
+
+class Decision(Record):
+    """What the router says of one text; `culture` is null when it abstains."""
+
+    text: str
+    culture: str | None
+    probability: float
+    probabilities: dict[str, float]
+    cultures: list[str]
+    abstained: bool
+
+
+class Answer(Record):
+    """One reply of the runtime."""
+
+    id: str
+    prompt: str
+    culture: str | None
+    adapter: str | None
+    probability: float | None = None
+    probabilities: dict[str, float] | None = None
+    response: str = ""
+    choice: str | None = None
+    choice_probabilities: dict[str, float] | None = None
+    usage: dict[str, int] = {}
+    timings: dict[str, float] = {}
+    error: str | None = None
