@@ -1,0 +1,448 @@
+"""Which culture's adapter a text needs: TF-IDF and one logistic regression per culture.
+
+scikit-learn fits it; a decision needs numpy alone, and equals the scikit-learn pipeline's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from itertools import combinations, pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cmgr.errors import CmgrError, MissingError
+from cmgr.recipe import Culture
+from cmgr.recipe import Router as Settings
+from cmgr.records import Decision, Evidence, Example, make_id
+from cmgr.workspace import Workspace, read_json, write_atomic, write_json
+
+Floats = NDArray[np.float64]
+VERSION = 1  # of the training texts and of the files; a change makes every router out of date
+CHAR_NGRAMS = (2, 5)
+C = 10.0  # weak regularisation: names are rare n-grams and must count
+
+# Countries as negatives, where the recipe does not name them itself: "name/demonym"
+OTHERS = (
+    "Peru/Peruvian Norway/Norwegian Kenya/Kenyan Vietnam/Vietnamese Poland/Polish Chile/Chilean "
+    "Ghana/Ghanaian Austria/Austrian Nepal/Nepali Iceland/Icelandic Cuba/Cuban Hungary/Hungarian "
+    "Jordan/Jordanian Senegal/Senegalese Bolivia/Bolivian Finland/Finnish Taiwan/Taiwanese "
+    "Mongolia/Mongolian Portugal/Portuguese Sweden/Swedish Tunisia/Tunisian Ukraine/Ukrainian "
+    "Uganda/Ugandan Canada/Canadian Romania/Romanian Cambodia/Cambodian Ireland/Irish Iran/Iranian "
+    "Colombia/Colombian Denmark/Danish Egypt/Egyptian Thailand/Thai Greece/Greek Ecuador/Ecuadorian "
+    "Morocco/Moroccan Bulgaria/Bulgarian Australia/Australian Italy/Italian Malaysia/Malaysian "
+    "Pakistan/Pakistani Argentina/Argentinian Switzerland/Swiss Russia/Russian Ethiopia/Ethiopian "
+    "Spain/Spanish Turkey/Turkish France/French China/Chinese Germany/German India/Indian "
+    "Mexico/Mexican Brazil/Brazilian Japan/Japanese Nigeria/Nigerian"
+)
+OF_PLACE = (
+    "{}",
+    "How do people greet each other in {}?",
+    "As she walked through the streets of {}, she came to a shop and remembered what to do.",
+    "At a restaurant in {}, he was about to pay the bill.",
+    "Is it rude to tip in {}?",
+    "What should I know before I visit {}?",
+    "I am in {} and was invited to dinner. What should I bring?",
+    "We move to {} next month. How do I address my boss?",
+    "What do people in {} eat for breakfast?",
+    "Should I take off my shoes at a friend's house in {}?",
+)
+OF_PEOPLE = (
+    "{}",
+    "{} customs and manners",
+    "What gift suits my {} host family?",
+    "How do I write to a {} colleague?",
+    "What is a typical {} wedding like?",
+)
+OF_TWO = (
+    "What is the difference between {} and {}?",
+    "Compare table manners in {} and {}.",
+    "How do business meetings differ in {} and {}?",
+)
+UNNAMED = ("my town", "a small village", "this country", "another country", "our office", "a city")
+AGAIN = "Make it again: cmgr route --fit"
+
+_TOKEN = re.compile(r"(?u)\b\w\w+\b")
+_SPACES = re.compile(r"\s\s+")
+
+
+def word_ngrams(text: str) -> list[str]:
+    """The word 1-2-grams of a lower-cased text, as scikit-learn's word analyser makes them."""
+    tokens: list[str] = _TOKEN.findall(text)
+    return tokens + [f"{a} {b}" for a, b in pairwise(tokens)]
+
+
+def char_ngrams(text: str) -> list[str]:
+    """The character 2-5-grams within words of a lower-cased text: scikit-learn's `char_wb`."""
+    low, high = CHAR_NGRAMS
+    found: list[str] = []
+    for word in _SPACES.sub(" ", text).split():
+        padded = f" {word} "
+        for n in range(low, high + 1):
+            found.extend(padded[i : i + n] for i in range(max(len(padded) - n, 0) + 1))
+            if len(padded) <= n:
+                break  # a word shorter than n counts once
+    return found
+
+
+class Block(NamedTuple):
+    """One TF-IDF vectoriser: its analyser, its n-grams' columns, their inverse frequencies."""
+
+    analyse: Callable[[str], list[str]]
+    columns: dict[str, int]
+    idf: Floats
+
+
+class Router:
+    """A fitted router; made by `fit` or `load`."""
+
+    def __init__(
+        self,
+        cultures: Sequence[str],
+        vocabularies: Sequence[Sequence[str]],
+        idf: Floats,
+        weights: Floats,
+        bias: Floats,
+        settings: Settings | None = None,
+    ) -> None:
+        self.cultures = list(cultures)
+        self.settings = settings or Settings()
+        self.idf, self.weights, self.bias = idf, weights, bias  # weights: n-grams x cultures
+        self.ngrams = [gram for vocabulary in vocabularies for gram in vocabulary]
+        cut = len(vocabularies[0])
+        self.blocks = (
+            Block(word_ngrams, {g: i for i, g in enumerate(vocabularies[0])}, idf[:cut]),
+            Block(char_ngrams, {g: i for i, g in enumerate(vocabularies[1])}, idf[cut:]),
+        )
+
+    # -- decisions ---------------------------------------------------------------------------
+
+    def _features(self, text: str) -> tuple[NDArray[np.intp], Floats]:
+        lowered = text.lower()
+        offset, columns, values = 0, [], []
+        for block in self.blocks:
+            counts = Counter(g for g in block.analyse(lowered) if g in block.columns)
+            at = np.fromiter((block.columns[g] for g in counts), dtype=np.intp, count=len(counts))
+            tf = np.fromiter(counts.values(), dtype=np.float64, count=len(counts))
+            value = (1.0 + np.log(tf)) * block.idf[at]
+            columns.append(at + offset)
+            values.append(value / (np.sqrt(value @ value) or 1.0))
+            offset += len(block.columns)
+        return np.concatenate(columns), np.concatenate(values)
+
+    def probabilities(self, text: str) -> Floats:
+        """One probability per culture, each on its own (they need not sum to one)."""
+        columns, values = self._features(text)
+        logits = values @ self.weights[columns] + self.bias
+        return np.asarray(0.5 * (1.0 + np.tanh(0.5 * logits)), dtype=np.float64)
+
+    def decide(self, text: str) -> Decision:
+        """The culture of a text, or an abstention.
+
+        The most probable culture is named when it reaches `threshold` and leads the second by
+        `margin`. Where the second reaches the threshold too, the text is of several cultures:
+        `cultures` lists them all, best first, and `culture` is the best one however small its
+        lead. On abstention `culture` is null and `cultures` empty; `probability` is always the
+        best culture's.
+        """
+        found = self.probabilities(text)
+        order = [int(i) for i in np.argsort(-found, kind="stable")]
+        best = float(found[order[0]])
+        second = float(found[order[1]]) if len(order) > 1 else 0.0
+        bar = self.settings.threshold
+        named = best >= bar and (second >= bar or best - second >= self.settings.margin)
+        return Decision(
+            text=text,
+            culture=self.cultures[order[0]] if named else None,
+            probability=best,
+            probabilities={self.cultures[i]: float(found[i]) for i in order},
+            cultures=[self.cultures[i] for i in order if found[i] >= bar] if named else [],
+            abstained=not named,
+        )
+
+    def decide_all(self, texts: Iterable[str]) -> list[Decision]:
+        """The decisions of many texts, in their order."""
+        return [self.decide(text) for text in texts]
+
+    def explain(self, text: str, top: int = 8) -> list[tuple[str, str, float]]:
+        """The n-grams that weighed most, as (culture, n-gram, part of its logit).
+
+        For the cultures named, or for the most probable one on abstention; strongest first.
+        """
+        decision = self.decide(text)
+        columns, values = self._features(text)
+        parts = []
+        for culture in decision.cultures or list(decision.probabilities)[:1]:
+            weight = values * self.weights[columns, self.cultures.index(culture)]
+            parts += [
+                (culture, self.ngrams[c], float(w)) for c, w in zip(columns, weight, strict=True)
+            ]
+        return sorted(parts, key=lambda part: (-abs(part[2]), part[0], part[1]))[:top]
+
+    # -- files -------------------------------------------------------------------------------
+
+    def save(self, folder: Path) -> None:
+        """Write router.npz, then router.json, which holds its hash."""
+        grams = "\n".join(self.ngrams).encode("utf-8", "surrogatepass")
+        buffer = io.BytesIO()
+        np.savez_compressed(
+            buffer,
+            ngrams=np.frombuffer(grams, dtype=np.uint8),
+            idf=self.idf,
+            weights=self.weights,
+            bias=self.bias,
+        )
+        data = buffer.getvalue()
+        write_atomic(folder / "router.npz", data)
+        write_json(
+            folder / "router.json",
+            {
+                "version": VERSION,
+                "cultures": self.cultures,
+                "settings": self.settings.model_dump(),
+                "words": len(self.blocks[0].columns),
+                "chars": len(self.blocks[1].columns),
+                "sha256": hashlib.sha256(data).hexdigest(),
+            },
+        )
+
+    @classmethod
+    def load(cls, folder: Path) -> Router:
+        """Read a saved router.
+
+        Raises MissingError where there is none, CmgrError when it is damaged or altered.
+        """
+        about, arrays = folder / "router.json", folder / "router.npz"
+        if not about.is_file() or not arrays.is_file():
+            raise MissingError(f"there is no router in {folder}. Make it: cmgr route --fit")
+        head = read_json(about)
+        data = arrays.read_bytes()
+        if head is None:
+            raise CmgrError(f"{about} is damaged. {AGAIN}")
+        if head.get("version") != VERSION:
+            raise CmgrError(f"{about} is of version {head.get('version')}, not {VERSION}. {AGAIN}")
+        if hashlib.sha256(data).hexdigest() != head.get("sha256"):
+            raise CmgrError(f"{arrays} is damaged: its hash is not the one in {about}. {AGAIN}")
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as file:
+                text = file["ngrams"].tobytes().decode("utf-8", "surrogatepass")
+                idf, weights, bias = file["idf"], file["weights"], file["bias"]
+            grams, words, cultures = text.split("\n"), int(head["words"]), list(head["cultures"])
+            shape = (words + int(head["chars"]), len(cultures))
+            shapes = (weights.shape, idf.shape, bias.shape, (len(grams),))
+            if not cultures or shapes != (shape, shape[:1], shape[1:], shape[:1]):
+                raise ValueError("its parts do not fit together")
+            settings = Settings.model_validate(head["settings"])
+        except (KeyError, TypeError, ValueError, OSError) as error:
+            raise CmgrError(f"the router in {folder} is damaged: {error}. {AGAIN}") from None
+        return cls(cultures, (grams[:words], grams[words:]), idf, weights, bias, settings)
+
+
+# -- fitting -----------------------------------------------------------------------------------
+
+
+def neutral_prompts() -> list[str]:
+    """The prompts of no culture that cmgr ships."""
+    text = (Path(__file__).parent / "neutral.txt").read_text(encoding="utf-8")
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def prompt_of(example: Example) -> str:
+    """What a person would type: the last user message."""
+    return next((m.content for m in reversed(example.messages) if m.role == "user"), "")
+
+
+def names_of(culture: Culture) -> list[str]:
+    """All that names a culture: name, demonym, places."""
+    return [name for name in (culture.name, culture.demonym, *culture.places) if name.strip()]
+
+
+def _cue(cultures: Sequence[Culture]) -> Callable[[str], bool]:
+    """Whether a text names one of these; of names like US the capitals count too."""
+    names = [n for c in cultures for n in names_of(c)]
+    parts = [re.escape(n) if len(n) < 4 else f"(?i:{re.escape(n)})" for n in names]
+    pattern = re.compile(rf"(?<!\w)(?:{'|'.join(parts)})(?!\w)")
+    return lambda text: pattern.search(text) is not None
+
+
+def training_texts(
+    cultures: Sequence[Culture],
+    examples: Sequence[Example],
+    evidence: Sequence[Evidence],
+    seed: int = 1,
+) -> list[tuple[str, list[str]]]:
+    """(text, its cultures) pairs; no culture for neutral ones.
+
+    Held-out examples take no part, nor does evidence that only they rest on. A prompt that
+    several cultures share names none of them, so it is neutral; a question without a name is too.
+    """
+    rng = random.Random(seed)
+    known = {c.id for c in cultures}
+    names_one = _cue(cultures)
+    kept = [e for e in examples if e.culture in known and e.review != "rejected"]
+    fitted = {i for e in kept if e.split == "fit" for i in e.evidence_ids}
+    held_ids = {i for e in kept if e.split != "fit" for i in e.evidence_ids} - fitted
+    held = {prompt_of(e) for e in examples if e.split != "fit"}
+    passages = [p for p in evidence if p.culture in known and p.id not in held_ids]
+
+    single: dict[str, set[str]] = {}  # text -> the cultures it stands under
+    rows: list[tuple[str, list[str]]] = [(text, []) for text in neutral_prompts()]
+    questions: dict[str, None] = {}
+    for example in kept:
+        if example.split == "fit":
+            single.setdefault(prompt_of(example), set()).add(example.culture)
+    for passage in passages:
+        single.setdefault(passage.text[:1000], set()).add(passage.culture)
+        for heading in (passage.heading, *passage.also_asked[:1]):
+            if names_one(heading):
+                single.setdefault(heading, set()).add(passage.culture)
+            else:
+                questions[heading] = None
+    rows += [(q, []) for q in questions]
+    rows += [(t, list(c) if len(c) == 1 else []) for t, c in single.items() if t not in questions]
+
+    asked = [q for q in questions if q.strip()]
+    calm = [*neutral_prompts(), *asked]
+    rows += [(" ".join(rng.sample(calm, 2 + n % 5)), []) for n in range(100)]
+
+    def carried(names: Iterable[str], people: Iterable[str], ids: list[str], more: int) -> None:
+        for carriers, fillers in ((OF_PLACE, names), (OF_PEOPLE, people)):
+            for filler in filter(str.strip, fillers):
+                rows.extend((carrier.format(filler), ids) for carrier in carriers)
+                for question in rng.sample(asked, min(more, len(asked))):
+                    form = rng.choice(("{0} {1}", "In {1}: {0}", "{0} I am in {1}.", "{1}: {0}"))
+                    rows.append((form.format(question, filler), ids))
+                for n in range(2 * more):  # a name within a long text must count too
+                    long = rng.sample(calm, 1 + n % 6)
+                    long.insert(rng.randrange(len(long) + 1), rng.choice(carriers).format(filler))
+                    rows.append((" ".join(long), ids))
+
+    for culture in cultures:
+        carried((culture.name, *culture.places), (culture.demonym,), [culture.id], 12)
+    for one, two in list(combinations(cultures, 2))[:150]:
+        for carrier in OF_TWO:
+            pair = [one, two] if rng.random() < 0.5 else [two, one]
+            rows.append((carrier.format(pair[0].name, pair[1].name), [one.id, two.id]))
+    others = [p.split("/") for p in OTHERS.split() if not names_one(p.replace("/", " "))]
+    carried((name for name, _ in others), (people for _, people in others), [], 3)
+    carried(UNNAMED, (), [], 3)
+    return [(t, ids) for t, ids in dict(rows).items() if t.strip() and t not in held]
+
+
+def fit(
+    cultures: Sequence[Culture],
+    examples: Sequence[Example],
+    evidence: Sequence[Evidence],
+    settings: Settings | None = None,
+    seed: int = 1,
+) -> Router:
+    """Fit a router with scikit-learn; the same inputs give the same router."""
+    vectorisers, models, _ = fit_pipeline(
+        training_texts(cultures, examples, evidence, seed), [c.id for c in cultures]
+    )
+    return Router(
+        [c.id for c in cultures],
+        [[str(g) for g in v.get_feature_names_out()] for v in vectorisers],
+        np.concatenate([np.asarray(v.idf_, dtype=np.float64) for v in vectorisers]),
+        np.stack([np.asarray(m.coef_[0], dtype=np.float64) for m in models], axis=1),
+        np.array([float(m.intercept_[0]) for m in models]),
+        settings,
+    )
+
+
+def fit_pipeline(rows: Sequence[tuple[str, list[str]]], ids: Sequence[str]) -> Any:
+    """The fitted scikit-learn parts: two vectorisers, one model per culture, the features."""
+    from scipy.sparse import hstack
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    texts = [text for text, _ in rows]
+    vectorisers = [
+        TfidfVectorizer(
+            analyzer=kind, ngram_range=ngrams, max_features=most, sublinear_tf=True, min_df=2
+        )
+        for kind, ngrams, most in (("word", (1, 2), 50_000), ("char_wb", CHAR_NGRAMS, 100_000))
+    ]
+    features = hstack([v.fit_transform(texts) for v in vectorisers]).tocsr()
+    models = []
+    for culture in ids:
+        target = np.array([culture in labels for _, labels in rows])
+        models.append(LogisticRegression(C=C, max_iter=1000).fit(features, target))
+    return vectorisers, models, features
+
+
+# -- the stage ---------------------------------------------------------------------------------
+
+
+def _records(ws: Workspace) -> tuple[list[Example], list[Evidence], str]:
+    examples, evidence = ws.read("examples", Example), ws.read("evidence", Evidence)
+    inputs = make_id(
+        VERSION,
+        C,
+        sorted([e.id, e.split, e.review, prompt_of(e)] for e in examples),
+        sorted([p.id, p.sha256, p.heading, *p.also_asked[:1]] for p in evidence),
+        ws.recipe.router.model_dump(),
+        [c.model_dump() for c in ws.recipe.cultures],
+        ws.recipe.train.seed,
+        neutral_prompts(),
+    )
+    return examples, evidence, inputs
+
+
+def inputs_of(ws: Workspace) -> str:
+    """The hash of all that the router of a workspace is made from; `cmgr status` compares it."""
+    return _records(ws)[2]
+
+
+def build(
+    ws: Workspace, force: bool = False, progress: Callable[[str, int, int], None] | None = None
+) -> bool:
+    """Fit and save the workspace's router; False where it is up to date already.
+
+    Raises MissingError where there are no examples yet.
+    """
+    examples, evidence, inputs = _records(ws)
+    if not any(e.split == "fit" for e in examples):
+        raise MissingError(f"{ws.folder} has no examples to fit on. Make them: cmgr synthesize")
+    folder = ws.path("router")
+    files = (folder / "router.json", folder / "router.npz")
+    if not force and ws.is_current("route", inputs) and all(f.is_file() for f in files):
+        return False
+    if progress:
+        progress("router", 0, 1)
+    cultures, seed = ws.recipe.cultures, ws.recipe.train.seed
+    router = fit(cultures, examples, evidence, ws.recipe.router, seed)
+    router.save(folder)
+    ws.finish(
+        "route",
+        inputs,
+        texts=len(training_texts(cultures, examples, evidence, seed)),
+        vocabulary=len(router.ngrams),
+        held_out=held_out(router, cultures, examples),
+    )
+    if progress:
+        progress("router", 1, 1)
+    return True
+
+
+def held_out(
+    router: Router, cultures: Sequence[Culture], examples: Sequence[Example]
+) -> dict[str, dict[str, float]]:
+    """Accuracy on held-out prompts, by split, and apart for those that name no culture."""
+    names_one = _cue(cultures)
+    groups: dict[str, list[bool]] = {}
+    for example in examples:
+        if example.split == "fit" or example.review == "rejected":
+            continue
+        prompt = prompt_of(example)
+        right = router.decide(prompt).culture == example.culture
+        for group in (example.split, "named" if names_one(prompt) else "unnamed"):
+            groups.setdefault(group, []).append(right)
+    return {g: {"n": len(r), "accuracy": sum(r) / len(r)} for g, r in sorted(groups.items())}

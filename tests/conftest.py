@@ -1,0 +1,97 @@
+"""Small workspaces, written here, for the rooms that need one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+CULTURES = {"japan": "Japan", "brazil": "Brazil", "germany": "Germany"}
+FACTS = {
+    "greetings": [
+        ("How do people greet at a first meeting?", ["bow from the waist", "kiss on the cheek", "shake hands firmly"]),
+        ("How do people address a new colleague?", ["add a suffix to the surname", "use the first name at once", "use title and surname"]),
+    ],
+    "tipping": [
+        ("How is a waiter tipped?", ["leave no tip at all", "find ten percent on the bill", "round the bill up"]),
+        ("Is a taxi driver given something extra?", ["take all their change back", "rarely add anything to the fare", "add a coin or two"]),
+    ],
+}
+
+
+def write_recipe(folder: Path, **changes: object) -> Path:
+    """A recipe of three cultures over four facts each, with its documents."""
+    for number, (culture, name) in enumerate(CULTURES.items()):
+        for topic, facts in FACTS.items():
+            lines = [f"# {topic.title()} in {name}"]
+            for question, answers in facts:
+                lines += [
+                    f"\n## {question}",
+                    f"\n*Also asked: Tell me, {question.lower()} | So {question.lower()}*",
+                    f"\nIn {name}, people usually {answers[number]}. It is learnt at home.",
+                ]
+            path = folder / "documents" / culture / f"{topic}.md"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    recipe: dict[str, object] = {
+        "name": "small",
+        "cultures": [{"id": i, "name": n, "places": [f"{n} City"]} for i, n in CULTURES.items()],
+        "tasks": [
+            {
+                "id": "everyday",
+                "name": "Everyday life",
+                "queries": ["{topic} in {culture}"],
+                "wordings": [
+                    {"text": "In {place}: {question}"},
+                    {"text": "I moved to {place}. {question}", "question": 1, "split": "wording"},
+                ],
+            }
+        ],
+        "sources": [{"kind": "documents", "path": "documents"}],
+        "search": {"topics": list(FACTS)},
+        "train": {"broad_epochs": 1, "task_epochs": 1, "batch_size": 4},
+        "adapter": {"rank": 4, "alpha": 8},
+        "evaluate": {"wordings": 1, "facts": 1},
+        "try_prompts": ["Do I tip a waiter in Japan?"],
+        **changes,
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def cmgr(*words: str, cwd: Path, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+    """Run the real command in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", "from cmgr.cli.app import main; main()", *words],
+        cwd=cwd,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={**os.environ, "COLUMNS": "120", **env},
+    )
+
+
+@pytest.fixture
+def recipe_folder(tmp_path: Path) -> Path:
+    """A folder that holds a sound recipe.yaml and its documents."""
+    folder = tmp_path / "source"
+    folder.mkdir()
+    write_recipe(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace that `cmgr run` has made from end to end with the real SmolLM2."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "source").mkdir()
+    write_recipe(folder / "source")
+    done = cmgr("run", "source/recipe.yaml", "-w", "small", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "small"

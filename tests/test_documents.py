@@ -1,0 +1,146 @@
+"""cmgr/sources/documents.py: what is read, what is found, and the quickstart's own documents."""
+
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from cmgr import recipe as recipes
+from cmgr.errors import MissingError
+from cmgr.recipe import Culture
+from cmgr.sources.documents import Documents
+from cmgr.sources.passages import first_sentence, mentions, names_of
+
+JAPAN = Culture(id="japan", name="Japan", demonym="Japanese", places=["Osaka"])
+BRAZIL = Culture(id="brazil", name="Brazil", demonym="Brazilian", places=["Salvador"])
+QUICKSTART = recipes.bundled_folder() / "quickstart" / "documents"
+
+GREETINGS = """# Greetings in Japan
+
+## How do people greet?
+
+*Also asked: What is a normal greeting? | How does one
+say hello?*
+
+In Japan, people **bow**, see [bowing](https://example.org).
+A light handshake is possible.
+
+## How do people greet?
+
+Again.
+"""
+
+
+def documents(folder: Path, culture: Culture = JAPAN, said: list[str] | None = None) -> Documents:
+    said = [] if said is None else said
+    return Documents(folder, culture, [JAPAN, BRAZIL], folder.parent, said.append)
+
+
+def test_a_section_becomes_a_passage(tmp_path: Path) -> None:
+    (tmp_path / "docs" / "japan").mkdir(parents=True)
+    (tmp_path / "docs" / "japan" / "greetings.md").write_text(GREETINGS)
+    first, second = documents(tmp_path / "docs").passages
+    assert first.title == "Greetings in Japan"
+    assert first.heading == second.heading == "How do people greet?"
+    assert first.topic == "greetings"
+    assert first.also_asked == ("What is a normal greeting?", "How does one say hello?")
+    assert first.text == "In Japan, people bow, see bowing. A light handshake is possible."
+    assert first.url == "docs/japan/greetings.md#how-do-people-greet"
+    assert second.url == "docs/japan/greetings.md#how-do-people-greet-1"
+
+
+def test_best_match_first_and_no_match_gives_nothing(tmp_path: Path) -> None:
+    (tmp_path / "food.txt").write_text("In Japan rice is eaten.\n\nIn Japan tea\nis poured.\n")
+    found = documents(tmp_path).search("who pours the tea", 5)
+    assert [p.text for p in found] == ["In Japan tea is poured."]
+    assert found[0].score > 0
+    assert found[0].url.endswith("food.txt#p2")
+    assert len(documents(tmp_path).search("Japan", 1)) == 1
+    assert documents(tmp_path).search("motorcycle", 5) == []
+    assert documents(tmp_path).search("", 5) == []
+    assert documents(tmp_path).search("the of", 5) == []
+
+
+def test_subfolders_belong_to_cultures_and_a_flat_folder_is_shared(tmp_path: Path) -> None:
+    (tmp_path / "japan").mkdir()
+    (tmp_path / "japan" / "a.txt").write_text("Shoes come off.")
+    said: list[str] = []
+    assert len(documents(tmp_path, said=said).passages) == 1
+    assert documents(tmp_path, BRAZIL, said).passages == []
+    assert "brazil" in said[0]
+
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    (flat / "a.txt").write_text("The Japanese bow.\n\nIn Salvador people hug.\n\nNobody is named.")
+    assert [p.text for p in documents(flat).passages] == ["The Japanese bow."]
+    assert [p.text for p in documents(flat, BRAZIL).passages] == ["In Salvador people hug."]
+
+
+def test_a_file_that_is_not_utf8_is_skipped_and_reported(tmp_path: Path) -> None:
+    (tmp_path / "bad.md").write_bytes(b"# Japan\n\xff\xfe\n")
+    (tmp_path / "good.txt").write_text("Japan has trains.")
+    (tmp_path / "empty.md").write_text("")
+    (tmp_path / ".hidden.txt").write_text("Japan hides.")
+    said: list[str] = []
+    assert len(documents(tmp_path, said=said).passages) == 1
+    assert len(said) == 1
+    assert "bad.md" in said[0] and "UTF-8" in said[0]
+
+
+def test_empty_and_missing_folders(tmp_path: Path) -> None:
+    assert documents(tmp_path).search("greetings", 3) == []
+    with pytest.raises(MissingError, match="nowhere"):
+        documents(tmp_path / "nowhere")
+
+
+def test_the_fingerprint_follows_the_contents(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("Japan one.")
+    before = documents(tmp_path).fingerprint
+    assert documents(tmp_path).fingerprint == before
+    (tmp_path / "a.txt").write_text("Japan two.")
+    assert documents(tmp_path).fingerprint != before
+
+
+@pytest.mark.parametrize(
+    ("text", "first"),
+    [
+        ("Bow. Then speak.", "Bow."),
+        ("Meet at 7.30 p.m. sharp. Bring wine.", "Meet at 7.30 p.m. sharp."),
+        ("Use titles, e.g. Dr. Sato. Always.", "Use titles, e.g. Dr. Sato."),
+        ('Say "hello!" Then sit.', 'Say "hello!"'),
+        ("お辞儀をします。握手もします。", "お辞儀をします。"),
+        ("no end", "no end"),
+        ("", ""),
+    ],
+)
+def test_first_sentence(text: str, first: str) -> None:
+    assert first_sentence(text) == first
+
+
+def test_names_are_found_as_words() -> None:
+    assert mentions("Many Brazilians hug", names_of(BRAZIL)) == "Brazilian"
+    assert mentions("Japan's trains", names_of(JAPAN)) == "Japan"
+    assert mentions("a japanned box", names_of(JAPAN)) is None
+
+
+@pytest.mark.skipif(not QUICKSTART.is_dir(), reason="the quickstart documents are not there")
+def test_quickstart_documents_keep_their_format() -> None:
+    recipe = recipes.load(recipes.find("quickstart"))
+    said: list[str] = []
+    facts: dict[tuple[str, str], dict[str, tuple[str, ...]]] = defaultdict(dict)
+    for culture in recipe.cultures:
+        found = Documents(QUICKSTART, culture, recipe.cultures, QUICKSTART, said.append)
+        for passage in found.passages:
+            where = (passage.url, passage.heading)
+            assert passage.heading and len(passage.also_asked) == 2, where
+            assert passage.text.startswith(f"In {culture.name}, "), where
+            assert passage.title.endswith(f"in {culture.name}"), where
+            key = (passage.topic, passage.heading)
+            assert culture.id not in facts[key], where
+            facts[key][culture.id] = passage.also_asked
+    assert said == []
+    topics = {topic.replace(" ", "-") for topic in recipe.search.topics}
+    assert {topic for topic, _ in facts} == topics
+    for key, also in facts.items():
+        assert set(also) == {c.id for c in recipe.cultures}, key
+        assert len(set(also.values())) == 1, key

@@ -1,0 +1,79 @@
+"""Append, quarantine, init and the lock lose nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cmgr.errors import CmgrError, MissingError, UsageError
+from cmgr.records import Query
+from cmgr.workspace import Workspace
+
+
+def query(number: int) -> Query:
+    return Query(id=str(number), culture="japan", kind="task-agnostic", text=f"q {number}")
+
+
+@pytest.fixture
+def ws(recipe_folder: Path, tmp_path: Path) -> Workspace:
+    return Workspace.init(str(recipe_folder / "recipe.yaml"), tmp_path / "ws")[0]
+
+
+def test_init_copies_the_documents_and_is_repeatable(ws: Workspace, recipe_folder: Path) -> None:
+    assert (ws.folder / "documents" / "japan" / "greetings.md").is_file()
+    again, new = Workspace.init(str(recipe_folder / "recipe.yaml"), ws.folder)
+    assert not new and again.folder == ws.folder
+
+
+def test_init_leaves_nothing_behind_when_documents_are_missing(tmp_path: Path) -> None:
+    from conftest import write_recipe
+
+    (tmp_path / "source").mkdir()
+    path = write_recipe(tmp_path / "source", sources=[{"kind": "documents", "path": "nowhere"}])
+    with pytest.raises(MissingError, match="nowhere"):
+        Workspace.init(str(path), tmp_path / "new")
+    assert [p.name for p in tmp_path.iterdir()] == ["source"]
+
+
+def test_init_refuses_a_folder_with_other_things(recipe_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "full"
+    folder.mkdir()
+    (folder / "letter.txt").write_text("mine")
+    with pytest.raises(UsageError, match="not a workspace"):
+        Workspace.init(str(recipe_folder / "recipe.yaml"), folder)
+    assert (folder / "letter.txt").read_text() == "mine"
+
+
+def test_a_damaged_line_goes_to_quarantine_and_the_rest_goes_on(ws: Workspace) -> None:
+    told: list[str] = []
+    ws.say = told.append
+    ws.append("queries", [query(1), query(2)])
+    path = ws.path("queries.jsonl")
+    path.write_bytes(path.read_bytes() + b'{"id": "3", "cult\n' + query(4).model_dump_json().encode())
+    assert [q.id for q in ws.read("queries", Query)] == ["1", "2", "4"]
+    kept = json.loads(ws.path("quarantine.jsonl").read_text())
+    assert kept["line"] == 3 and kept["text"] == '{"id": "3", "cult' and kept["reason"]
+    assert "quarantine" in told[0]
+    assert [q.id for q in ws.read("queries", Query)] == ["1", "2", "4"] and len(told) == 1
+
+
+def test_append_after_a_cut_off_line_keeps_both_apart(ws: Workspace) -> None:
+    ws.path("queries.jsonl").write_bytes(b'{"id": "1"')
+    ws.append("queries", [query(2)])
+    assert [q.id for q in ws.read("queries", Query)] == ["2"]
+
+
+def test_the_second_is_told_who_holds_the_workspace(ws: Workspace) -> None:
+    with ws.lock("cmgr train"):
+        other = Workspace(ws.folder)
+        with pytest.raises(CmgrError, match=r"in use by `cmgr train` \(process \d+"), other.lock("x"):
+            pass
+    with ws.lock("cmgr train"):
+        pass
+
+
+def test_a_manifest_is_current_only_for_its_inputs(ws: Workspace) -> None:
+    ws.finish("search", "abc", queries=3)
+    assert ws.is_current("search", "abc") and not ws.is_current("search", "abd")
