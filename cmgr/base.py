@@ -47,9 +47,7 @@ def resolve(reference: str, folder: Path | None = None) -> Base:
     if reference.startswith("hf:"):
         repo, _, name = reference.removeprefix("hf:").partition(":")
         if not name.endswith(".gguf"):
-            raise UsageError(
-                f"base {reference!r}: name the GGUF file too, hf:OWNER/REPO:FILE.gguf"
-            )
+            raise UsageError(f"base {reference!r}: name the GGUF file too, hf:OWNER/REPO:FILE.gguf")
         try:
             from huggingface_hub import hf_hub_download
         except ImportError:

@@ -33,4 +33,4 @@ class PartialError(CmgrError):
 
 def missing_extra(extra: str, what: str) -> MissingError:
     """The error for a command whose optional dependencies are not installed."""
-    return MissingError(f"{what} needs the {extra!r} extra. Install it: pip install 'cmgr[{extra}]'")
+    return MissingError(f"{what} needs an extra. Install it: pip install 'cmgr[{extra}]'")

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from cmgr.base import resolve
+from cmgr.base import Base, resolve
 from cmgr.errors import MissingError
 from cmgr.records import Example, Message, Record, make_id
 from cmgr.router import Router
@@ -77,6 +77,25 @@ def pick_items(ws: Workspace, examples: list[Example]) -> list[Example]:
     return chosen
 
 
+def _key(ws: Workspace, base: Base) -> str:
+    """What an item's scores depend on beside the item: adapters, router and base."""
+    made = {}
+    for culture in ws.recipe.cultures:
+        manifest = read_json(ws.path("adapters", culture.id, "manifest.json"))
+        if manifest is None:
+            raise MissingError(f"no adapter for {culture.id}. Make it: cmgr train")
+        made[culture.id] = manifest["inputs"]
+    routed_by = (read_json(ws.manifest_path("route")) or {}).get("inputs")
+    return make_id(VERSION, made, routed_by, base.fingerprint)
+
+
+def wanted_inputs(ws: Workspace) -> str:
+    """The hash that the stage's manifest has when it is up to date. Raises MissingError."""
+    items = pick_items(ws, current_examples(ws))
+    key = _key(ws, resolve(ws.recipe.base.model, ws.folder))
+    return make_id(key, [item.id for item in items], ws.recipe.try_prompts)
+
+
 def build(
     ws: Workspace,
     force: bool = False,
@@ -92,16 +111,8 @@ def build(
     if not items:
         raise MissingError("no held-out items. Make them: cmgr synthesize")
     router = Router.load(ws.path("router"))
-    made = {}
-    for culture in ws.recipe.cultures:
-        manifest = read_json(ws.path("adapters", culture.id, "manifest.json"))
-        if manifest is None:
-            raise MissingError(f"no adapter for {culture.id}. Make it: cmgr train")
-        made[culture.id] = manifest["inputs"]
     base = resolve(ws.recipe.base.model, ws.folder)
-    routed_by = (read_json(ws.manifest_path("route")) or {}).get("inputs")
-    key = make_id(VERSION, made, routed_by, base.fingerprint)
-    inputs = make_id(key, [item.id for item in items], ws.recipe.try_prompts)
+    key, inputs = _key(ws, base), wanted_inputs(ws)
     if not force and ws.is_current("eval", inputs):
         return False
     ws.path("eval").mkdir(exist_ok=True)
@@ -153,7 +164,7 @@ def _score(
         "routed": (item.messages, {decision.culture: 1.0} if decision.culture else {}),
         "prompt": ([system, *item.messages], {}),
     }
-    choices = {}
+    choices: dict[str, str] = {}
     for method, (messages, scales) in plan.items():
         if method == "routed" and not scales:
             choices[method] = choices["base"]  # it abstained: the same computation

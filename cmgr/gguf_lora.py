@@ -19,9 +19,18 @@ Array = npt.NDArray[np.float32]
 ARCHITECTURES = {"llama": "llama"}
 
 
+UNFAITHFUL = (
+    "use_dora",
+    "modules_to_save",
+    "alpha_pattern",
+    "rank_pattern",
+    "trainable_token_indices",
+)
+
+
 def refuse_unfaithful(config: dict[str, Any]) -> None:
     """Raise CmgrError, by name, for what GGUF LoRA cannot say: it applies one alpha / r."""
-    for key in ("use_dora", "modules_to_save", "alpha_pattern", "rank_pattern", "trainable_token_indices"):
+    for key in UNFAITHFUL:
         if config.get(key):
             raise CmgrError(f"adapter_config.json: {key} cannot be written to GGUF LoRA faithfully")
     if config.get("bias", "none") != "none" or config.get("lora_bias"):
@@ -37,9 +46,7 @@ def effective_alpha(config: dict[str, Any]) -> float:
 def permute(weights: Array, heads: int) -> Array:
     """Rows of q_proj or k_proj, (heads * 2 * half, n), from Hugging Face's order to GGUF's."""
     half = weights.shape[0] // heads // 2
-    return (
-        weights.reshape(heads, 2, half, weights.shape[1]).swapaxes(1, 2).reshape(weights.shape)
-    )
+    return weights.reshape(heads, 2, half, weights.shape[1]).swapaxes(1, 2).reshape(weights.shape)
 
 
 def export(folder: Path, out: Path, model_config: dict[str, Any], **metadata: str) -> int:
@@ -88,13 +95,13 @@ def export(folder: Path, out: Path, model_config: dict[str, Any], **metadata: st
         name = names.get_name(match.group(1)) if match else None
         if match is None or name is None:
             raise CmgrError(f"adapter tensor {key} has no place in a {arch} GGUF")
-        value = np.asarray(tensors[key], dtype=np.float32)
-        if not np.isfinite(value).all():
+        weights: Array = np.asarray(tensors[key], dtype=np.float32)
+        if not np.isfinite(weights).all():
             raise CmgrError(f"adapter tensor {key} holds values that are not finite")
         if match.group(2) == "B" and match.group(1).endswith(("q_proj", "k_proj")):
-            value = permute(value, heads if match.group(1).endswith("q_proj") else kv_heads)
+            weights = permute(weights, heads if match.group(1).endswith("q_proj") else kv_heads)
         suffix = f"weight.lora_{match.group(2).lower()}"
-        writer.add_tensor(f"{name}.{suffix}", np.ascontiguousarray(value.astype(np.float16)))
+        writer.add_tensor(f"{name}.{suffix}", np.ascontiguousarray(weights.astype(np.float16)))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -1,4 +1,4 @@
-"""What the user wants: one YAML file, read into pydantic models with messages that name the line."""
+"""What the user wants: one YAML file, read into pydantic models; messages name the line."""
 
 from __future__ import annotations
 

@@ -32,22 +32,20 @@ C = 10.0  # weak regularisation: names are rare n-grams and must count
 # Countries as negatives, where the recipe does not name them itself: "name/demonym"
 OTHERS = (
     "Peru/Peruvian Norway/Norwegian Kenya/Kenyan Vietnam/Vietnamese Poland/Polish Chile/Chilean "
-    "Ghana/Ghanaian Austria/Austrian Nepal/Nepali Iceland/Icelandic Cuba/Cuban Hungary/Hungarian "
-    "Jordan/Jordanian Senegal/Senegalese Bolivia/Bolivian Finland/Finnish Taiwan/Taiwanese "
-    "Mongolia/Mongolian Portugal/Portuguese Sweden/Swedish Tunisia/Tunisian Ukraine/Ukrainian "
-    "Uganda/Ugandan Canada/Canadian Romania/Romanian Cambodia/Cambodian Ireland/Irish Iran/Iranian "
-    "Colombia/Colombian Denmark/Danish Egypt/Egyptian Thailand/Thai Greece/Greek Ecuador/Ecuadorian "
-    "Morocco/Moroccan Bulgaria/Bulgarian Australia/Australian Italy/Italian Malaysia/Malaysian "
-    "Pakistan/Pakistani Argentina/Argentinian Switzerland/Swiss Russia/Russian Ethiopia/Ethiopian "
-    "Spain/Spanish Turkey/Turkish France/French China/Chinese Germany/German India/Indian "
-    "Mexico/Mexican Brazil/Brazilian Japan/Japanese Nigeria/Nigerian"
+    "Ghana/Ghanaian Austria/Austrian Nepal/Nepali Iceland/Icelandic Jordan/Jordanian "
+    "Finland/Finnish Taiwan/Taiwanese Mongolia/Mongolian Portugal/Portuguese Sweden/Swedish "
+    "Ukraine/Ukrainian Canada/Canadian Cambodia/Cambodian Ireland/Irish Iran/Iranian "
+    "Colombia/Colombian Denmark/Danish Egypt/Egyptian Thailand/Thai Greece/Greek Morocco/Moroccan "
+    "Australia/Australian Italy/Italian Malaysia/Malaysian Argentina/Argentinian "
+    "Switzerland/Swiss Russia/Russian Ethiopia/Ethiopian Spain/Spanish Turkey/Turkish "
+    "France/French China/Chinese Germany/German India/Indian Mexico/Mexican Brazil/Brazilian "
+    "Japan/Japanese Nigeria/Nigerian"
 )
 OF_PLACE = (
     "{}",
     "How do people greet each other in {}?",
     "As she walked through the streets of {}, she came to a shop and remembered what to do.",
     "At a restaurant in {}, he was about to pay the bill.",
-    "Is it rude to tip in {}?",
     "What should I know before I visit {}?",
     "I am in {} and was invited to dinner. What should I bring?",
     "We move to {} next month. How do I address my boss?",
@@ -58,29 +56,30 @@ OF_PEOPLE = (
     "{}",
     "{} customs and manners",
     "What gift suits my {} host family?",
-    "How do I write to a {} colleague?",
     "What is a typical {} wedding like?",
 )
-OF_TWO = (
-    "What is the difference between {} and {}?",
-    "Compare table manners in {} and {}.",
-    "How do business meetings differ in {} and {}?",
-)
+OF_TWO = ("What is the difference between {} and {}?", "Compare table manners in {} and {}.")
 UNNAMED = ("my town", "a small village", "this country", "another country", "our office", "a city")
 AGAIN = "Make it again: cmgr route --fit"
 
 _TOKEN = re.compile(r"(?u)\b\w\w+\b")
+_US = re.compile(r"\b(US)\b")
 _SPACES = re.compile(r"\s\s+")
 
 
+def fold(text: str) -> str:
+    """Lower-case, but for the capitals of US: `us` is a pronoun, and no country."""
+    return "".join(part if part == "US" else part.lower() for part in _US.split(text))
+
+
 def word_ngrams(text: str) -> list[str]:
-    """The word 1-2-grams of a lower-cased text, as scikit-learn's word analyser makes them."""
+    """The word 1-2-grams of a folded text, as scikit-learn's word analyser makes them."""
     tokens: list[str] = _TOKEN.findall(text)
     return tokens + [f"{a} {b}" for a, b in pairwise(tokens)]
 
 
 def char_ngrams(text: str) -> list[str]:
-    """The character 2-5-grams within words of a lower-cased text: scikit-learn's `char_wb`."""
+    """The character 2-5-grams within words of a folded text: scikit-learn's `char_wb`."""
     low, high = CHAR_NGRAMS
     found: list[str] = []
     for word in _SPACES.sub(" ", text).split():
@@ -122,13 +121,11 @@ class Router:
             Block(char_ngrams, {g: i for i, g in enumerate(vocabularies[1])}, idf[cut:]),
         )
 
-    # -- decisions ---------------------------------------------------------------------------
-
     def _features(self, text: str) -> tuple[NDArray[np.intp], Floats]:
-        lowered = text.lower()
+        folded = fold(text)
         offset, columns, values = 0, [], []
         for block in self.blocks:
-            counts = Counter(g for g in block.analyse(lowered) if g in block.columns)
+            counts = Counter(g for g in block.analyse(folded) if g in block.columns)
             at = np.fromiter((block.columns[g] for g in counts), dtype=np.intp, count=len(counts))
             tf = np.fromiter(counts.values(), dtype=np.float64, count=len(counts))
             value = (1.0 + np.log(tf)) * block.idf[at]
@@ -152,17 +149,16 @@ class Router:
         lead. On abstention `culture` is null and `cultures` empty; `probability` is always the
         best culture's.
         """
-        found = self.probabilities(text)
-        order = [int(i) for i in np.argsort(-found, kind="stable")]
-        best = float(found[order[0]])
-        second = float(found[order[1]]) if len(order) > 1 else 0.0
+        found = [float(p) for p in self.probabilities(text)]
+        order = sorted(range(len(found)), key=lambda i: -found[i])
+        best, second = found[order[0]], found[order[1]] if len(order) > 1 else 0.0
         bar = self.settings.threshold
         named = best >= bar and (second >= bar or best - second >= self.settings.margin)
         return Decision(
             text=text,
             culture=self.cultures[order[0]] if named else None,
             probability=best,
-            probabilities={self.cultures[i]: float(found[i]) for i in order},
+            probabilities={self.cultures[i]: found[i] for i in order},
             cultures=[self.cultures[i] for i in order if found[i] >= bar] if named else [],
             abstained=not named,
         )
@@ -181,12 +177,9 @@ class Router:
         parts = []
         for culture in decision.cultures or list(decision.probabilities)[:1]:
             weight = values * self.weights[columns, self.cultures.index(culture)]
-            parts += [
-                (culture, self.ngrams[c], float(w)) for c, w in zip(columns, weight, strict=True)
-            ]
+            grams = [self.ngrams[c] for c in columns]
+            parts += [(culture, g, float(w)) for g, w in zip(grams, weight, strict=True)]
         return sorted(parts, key=lambda part: (-abs(part[2]), part[0], part[1]))[:top]
-
-    # -- files -------------------------------------------------------------------------------
 
     def save(self, folder: Path) -> None:
         """Write router.npz, then router.json, which holds its hash."""
@@ -366,7 +359,12 @@ def fit_pipeline(rows: Sequence[tuple[str, list[str]]], ids: Sequence[str]) -> A
     texts = [text for text, _ in rows]
     vectorisers = [
         TfidfVectorizer(
-            analyzer=kind, ngram_range=ngrams, max_features=most, sublinear_tf=True, min_df=2
+            preprocessor=fold,
+            analyzer=kind,
+            ngram_range=ngrams,
+            max_features=most,
+            sublinear_tf=True,
+            min_df=2,
         )
         for kind, ngrams, most in (("word", (1, 2), 50_000), ("char_wb", CHAR_NGRAMS, 100_000))
     ]

@@ -34,11 +34,7 @@ def _library() -> Any:
     import llama_cpp
 
     if not hasattr(llama_cpp, "_cmgr_log"):
-
-        @llama_cpp.llama_log_callback
-        def quiet(level: int, text: bytes, data: object) -> None:
-            return None
-
+        quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
         llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
         llama_cpp._cmgr_log = quiet  # kept: llama.cpp holds only the pointer
         llama_cpp.llama_backend_init()
@@ -236,9 +232,11 @@ class Runtime:
         self.lib.llama_memory_seq_cp(self.memory, BASE_SEQ, ANSWER_SEQ, -1, -1)
         self._use(scales)
         start, last = len(self._kept), len(self.invocation) - 1
-        return self._decode(
+        rows = self._decode(
             [(t, start + i, ANSWER_SEQ, i == last) for i, t in enumerate(self.invocation)]
-        )[0]
+        )
+        logits: Logits = rows[0]
+        return logits
 
     def _drop(self, sequence: int) -> None:
         self.lib.llama_memory_seq_rm(self.memory, sequence, -1, -1)

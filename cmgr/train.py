@@ -8,7 +8,6 @@ once without gradients and kept, and each epoch computes the answer tokens only.
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 import time
@@ -24,7 +23,7 @@ from cmgr.base import Base, generation_prompt, resolve, segments, template_hash
 from cmgr.errors import CmgrError, MissingError, missing_extra
 from cmgr.records import Example, Message, make_id, now
 from cmgr.synthesize import current_examples
-from cmgr.workspace import Workspace, read_json, write_atomic, write_json
+from cmgr.workspace import Workspace, write_atomic, write_json
 
 VERSION = 1  # counts up when the same inputs would give other adapters
 COSINE_BAR = 0.98
@@ -50,8 +49,6 @@ class Trainable:
     """
 
     def __init__(self, base: Base, say: Say) -> None:
-        # the bar of transformers' GGUF reader heeds nothing else; ours is the one display
-        os.environ.setdefault("TQDM_DISABLE", "1")
         try:
             import torch
             import transformers
@@ -316,7 +313,8 @@ def parity(
                         with model.disable_adapter():
                             row = model(input_ids=tensor).logits[0, -1]
                 ours = row.float().cpu().numpy().astype(np.float64)
-                theirs = runtime.next_logits(messages, {"adapter": 1.0} if name == "adapter" else {})
+                scales = {"adapter": 1.0} if name == "adapter" else {}
+                theirs = runtime.next_logits(messages, scales)
                 cosine = float(ours @ theirs / np.linalg.norm(ours) / np.linalg.norm(theirs))
                 found[name].append((cosine, int(ours.argmax()) == int(theirs.argmax())))
     finally:
@@ -335,8 +333,10 @@ def parity(
     return result
 
 
-def inputs_of(ws: Workspace, culture: recipes.Culture, base: Base, examples: list[Example]) -> str:
-    """The hash of all that an adapter is made from."""
+def wanted_inputs(
+    ws: Workspace, culture: recipes.Culture, base: Base, examples: list[Example]
+) -> str:
+    """The hash of all that an adapter is made from: its manifest has it when up to date."""
     recipe = ws.recipe
     return make_id(
         VERSION,
@@ -350,9 +350,7 @@ def inputs_of(ws: Workspace, culture: recipes.Culture, base: Base, examples: lis
 def fit_examples(examples: list[Example], culture: str) -> list[Example]:
     """What a culture is trained on: its items of the `fit` split that nobody rejected."""
     return [
-        e
-        for e in examples
-        if e.culture == culture and e.split == "fit" and e.review != "rejected"
+        e for e in examples if e.culture == culture and e.split == "fit" and e.review != "rejected"
     ]
 
 
@@ -373,7 +371,7 @@ def build(
     for culture in ws.recipe.pick(cultures):
         if not fit_examples(examples, culture.id):
             raise MissingError(f"no training examples for {culture.id}. Make them: cmgr synthesize")
-        inputs = inputs_of(ws, culture, base, examples)
+        inputs = wanted_inputs(ws, culture, base, examples)
         if force or not ws.is_current(f"train/{culture.id}", inputs):
             plan.append((culture, inputs))
     if not plan:
@@ -478,12 +476,3 @@ Parity of the GGUF with PEFT (next-token logits): {manifest["parity"]}
 It repeats what its documents say of a culture, and people within a culture differ: check what
 matters with somebody who lives there.
 """
-
-
-def adapter_names(ws: Workspace) -> list[str]:
-    """The cultures of the recipe whose adapter is there."""
-    return [
-        c.id
-        for c in ws.recipe.cultures
-        if read_json(ws.path("adapters", c.id, "manifest.json")) is not None
-    ]

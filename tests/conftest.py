@@ -11,15 +11,32 @@ import pytest
 import yaml
 
 CULTURES = {"japan": "Japan", "brazil": "Brazil", "germany": "Germany"}
+# topic -> question -> what people do in Japan, Brazil, Germany
 FACTS = {
-    "greetings": [
-        ("How do people greet at a first meeting?", ["bow from the waist", "kiss on the cheek", "shake hands firmly"]),
-        ("How do people address a new colleague?", ["add a suffix to the surname", "use the first name at once", "use title and surname"]),
-    ],
-    "tipping": [
-        ("How is a waiter tipped?", ["leave no tip at all", "find ten percent on the bill", "round the bill up"]),
-        ("Is a taxi driver given something extra?", ["take all their change back", "rarely add anything to the fare", "add a coin or two"]),
-    ],
+    "greetings": {
+        "How do people greet at a first meeting?": (
+            "bow from the waist",
+            "kiss on the cheek",
+            "shake hands firmly",
+        ),
+        "How do people address a new colleague?": (
+            "add a suffix to the surname",
+            "use the first name at once",
+            "use title and surname",
+        ),
+    },
+    "tipping": {
+        "How is a waiter tipped?": (
+            "leave no tip at all",
+            "find ten percent on the bill",
+            "round the bill up",
+        ),
+        "Is a taxi driver given something extra?": (
+            "take all their change back",
+            "rarely add anything to the fare",
+            "add a coin or two",
+        ),
+    },
 }
 
 
@@ -28,7 +45,7 @@ def write_recipe(folder: Path, **changes: object) -> Path:
     for number, (culture, name) in enumerate(CULTURES.items()):
         for topic, facts in FACTS.items():
             lines = [f"# {topic.title()} in {name}"]
-            for question, answers in facts:
+            for question, answers in facts.items():
                 lines += [
                     f"\n## {question}",
                     f"\n*Also asked: Tell me, {question.lower()} | So {question.lower()}*",

@@ -34,7 +34,7 @@ def test_the_bundled_quickstart_loads() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("name: Japan", "name: Japan\n  colour: red", [":4", "cultures.0.colour", "unknown key"]),
+        ("name: Japan", "name: Japan\n  colour: red", [":5:", "cultures.0.colour", "unknown key"]),
         ("id: brazil", "id: japan", ["one culture id", "japan"]),
         ("id: japan", "id: ../x", ["../x", ":3", "lower-case"]),
         ("search:", "search: {", ["YAML", "recipe.yaml:"]),

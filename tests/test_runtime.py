@@ -93,8 +93,10 @@ def test_the_same_prompt_is_read_once(runtime: Runtime) -> None:
     for scales in ({}, {"japan": 1.0}, {"brazil": 1.0}):
         list(runtime.generate(QUESTION, scales, max_tokens=3, usage=lambda u, _: seen.append(u)))
     assert seen[0]["cached_tokens"] == 0
-    assert seen[1]["cached_tokens"] == seen[2]["cached_tokens"] == seen[0]["prompt_tokens"] - len(
-        runtime.invocation
+    assert (
+        seen[1]["cached_tokens"]
+        == seen[2]["cached_tokens"]
+        == seen[0]["prompt_tokens"] - len(runtime.invocation)
     )
 
 

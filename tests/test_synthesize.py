@@ -143,8 +143,9 @@ def test_a_changed_document_replaces_its_examples(ws: Workspace) -> None:
     assert not ws.is_current("synthesize", synthesize.wanted_inputs(ws))
     examples = made(ws)
     everything = " ".join(e.model_dump_json() for e in examples)
-    assert "jap custom 1" in everything and "jap habit 1" not in everything
-    assert "jap habit 1" in ws.path("examples.jsonl").read_text()
+    assert "jap custom 1 of greetings" in everything
+    assert "jap habit 1 of greetings" not in everything
+    assert "jap habit 1 of greetings" in ws.path("examples.jsonl").read_text()
 
 
 def test_damaged_evidence_is_left_out(ws: Workspace) -> None:

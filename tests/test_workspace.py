@@ -51,7 +51,9 @@ def test_a_damaged_line_goes_to_quarantine_and_the_rest_goes_on(ws: Workspace) -
     ws.say = told.append
     ws.append("queries", [query(1), query(2)])
     path = ws.path("queries.jsonl")
-    path.write_bytes(path.read_bytes() + b'{"id": "3", "cult\n' + query(4).model_dump_json().encode())
+    path.write_bytes(
+        path.read_bytes() + b'{"id": "3", "cult\n' + query(4).model_dump_json().encode()
+    )
     assert [q.id for q in ws.read("queries", Query)] == ["1", "2", "4"]
     kept = json.loads(ws.path("quarantine.jsonl").read_text())
     assert kept["line"] == 3 and kept["text"] == '{"id": "3", "cult' and kept["reason"]
@@ -68,7 +70,10 @@ def test_append_after_a_cut_off_line_keeps_both_apart(ws: Workspace) -> None:
 def test_the_second_is_told_who_holds_the_workspace(ws: Workspace) -> None:
     with ws.lock("cmgr train"):
         other = Workspace(ws.folder)
-        with pytest.raises(CmgrError, match=r"in use by `cmgr train` \(process \d+"), other.lock("x"):
+        with (
+            pytest.raises(CmgrError, match=r"in use by `cmgr train` \(process \d+"),
+            other.lock("x"),
+        ):
             pass
     with ws.lock("cmgr train"):
         pass

@@ -84,9 +84,7 @@ def _front(
 
 def build(called: set[str]) -> typer.Typer:
     """The app; only the commands in `called` are imported, the others are names with help."""
-    app = typer.Typer(
-        rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True
-    )
+    app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True)
     app.callback()(_front)
     for name, purpose in COMMANDS.items():
         command: Callable[..., Any] = lambda: None  # noqa: E731 - a name in --help, never called
@@ -99,5 +97,6 @@ def build(called: set[str]) -> typer.Typer:
 
 def main() -> None:
     """The console script. Exit codes: see cmgr.errors."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' bars: ours is the one display
     completing = "_CMGR_COMPLETE" in os.environ
     build(set(COMMANDS) if completing else set(sys.argv[1:]) & set(COMMANDS))()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as jsonlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -104,9 +104,7 @@ def _lines(texts: list[str] | None, file: Path | None) -> Iterator[bytes]:
             data = file.read_bytes()
         except OSError as error:
             raise UsageError(f"{file}: cannot be read: {error.strerror}") from None
-        return iter(
-            data.splitlines() if b"\n" not in data else data.removesuffix(b"\n").split(b"\n")
-        )
+        return iter(data.removesuffix(b"\n").split(b"\n") if data else [])
     if texts and texts != ["-"]:
         # what was no UTF-8 on the command line comes back as the bytes it was
         return iter([text.encode("utf-8", "surrogateescape") for text in texts])
@@ -175,6 +173,40 @@ def _labelled(path: Path) -> list[tuple[int, str, str | None]]:
     if not rows:
         raise UsageError(f"{path}: no labelled lines in it")
     return rows
+
+
+def score(router: Router, rows: Sequence[tuple[str, str | None]]) -> dict[str, Any]:
+    """Accuracy, macro-F1, ECE, abstention rate and confusion on labelled texts.
+
+    A null label is a class of its own: abstaining is right there. The confidence that ECE (ten
+    equal bins) compares with being right is the best culture's probability, and one less it on
+    abstention. Macro-F1 is over the labels that occur, as truth or as prediction.
+    """
+    import numpy as np
+
+    decisions = router.decide_all(text for text, _ in rows)
+    truth = [label or _NONE for _, label in rows]
+    said = [d.culture or _NONE for d in decisions]
+    labels = [c for c in (*router.cultures, _NONE) if c in {*truth, *said}]
+    counts = np.zeros((len(labels), len(labels)), dtype=np.int64)
+    np.add.at(counts, ([labels.index(t) for t in truth], [labels.index(s) for s in said]), 1)
+    f1 = 2 * np.diag(counts) / (counts.sum(axis=0) + counts.sum(axis=1))
+    sure = np.array([1 - d.probability if d.abstained else d.probability for d in decisions])
+    right = np.array([t == s for t, s in zip(truth, said, strict=True)], dtype=np.float64)
+    bins = np.minimum((sure * 10).astype(int), 9)
+    gaps = [abs(float((right - sure)[bins == b].sum())) for b in range(10)]
+    return {
+        "n": len(rows),
+        "accuracy": float(right.mean()),
+        "macro_f1": float(f1.mean()),
+        "ece": sum(gaps) / len(rows),
+        "abstention_rate": said.count(_NONE) / len(rows),
+        "confusion": {
+            t: {s: int(counts[i, j]) for j, s in enumerate(labels) if counts[i, j]}
+            for i, t in enumerate(labels)
+            if counts[i].any()
+        },
+    }
 
 
 def _score(router: Router, rows: list[tuple[int, str, str | None]], path: Path, json: bool) -> None:

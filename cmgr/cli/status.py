@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from cmgr.cli.console import JsonOption, WorkspaceOption, emit_json, out, say, table
-from cmgr.workspace import Workspace, read_json
+from cmgr.workspace import Workspace
 
 
-def command(workspace: WorkspaceOption = None, json: JsonOption = False) -> None:
-    """One line per stage and culture; reads only."""
-    from cmgr import status
-
-    ws = Workspace.find(workspace, say)
-    state = status.of(ws)
-    if json:
-        emit_json(state)
-        return
-    out(f"{ws.recipe.name} in {ws.folder} · base {ws.recipe.base.model}")
-    table(
-        "Stages", ["stage", "state", "next"], [[s["stage"], s["state"], s["next"]] for s in state["stages"]]
-    )
+def show_cultures(state: dict[str, Any]) -> None:
+    """The table of cultures on stdout: what each stage has made for them."""
     table(
         "Cultures",
         ["culture", "evidence", "examples", "held out", "adapter"],
@@ -27,8 +18,24 @@ def command(workspace: WorkspaceOption = None, json: JsonOption = False) -> None
             for c in state["cultures"]
         ],
     )
-    rows = (read_json(ws.manifest_path("eval")) or {}).get("table")
-    if rows:
-        from cmgr.cli.evaluate import show_table
 
-        show_table(rows)
+
+def command(workspace: WorkspaceOption = None, json: JsonOption = False) -> None:
+    """Stages, cultures and the last accuracy table."""
+    from cmgr import status
+    from cmgr.cli.evaluate import show_table
+
+    ws = Workspace.find(workspace, say)
+    state = status.of(ws)
+    if json:
+        emit_json(state)
+        return
+    out(f"{state['recipe']} in {state['folder']} · base {state['base']}")
+    table(
+        "Stages",
+        ["stage", "state", "next"],
+        [[s["stage"], s["state"], s["next"]] for s in state["stages"]],
+    )
+    show_cultures(state)
+    if state["table"]:
+        show_table(state["table"])

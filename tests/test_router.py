@@ -1,0 +1,335 @@
+"""The router: equal to scikit-learn, abstains, survives the disk, leaves held-out items alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cmgr import router as rooms
+from cmgr.errors import CmgrError, MissingError
+from cmgr.recipe import Culture
+from cmgr.recipe import Router as Settings
+from cmgr.records import Evidence, Example, Message
+from cmgr.router import Router, build, fit, fit_pipeline, neutral_prompts, training_texts
+from cmgr.workspace import Workspace, read_json
+
+CULTURES = [
+    Culture(id="japan", name="Japan", demonym="Japanese", places=["Osaka", "Kyoto"]),
+    Culture(id="brazil", name="Brazil", demonym="Brazilian", places=["Recife", "Manaus"]),
+    Culture(id="us", name="US", demonym="American", places=["Boston"]),
+]
+QUESTIONS = [
+    "What do guests bring to a dinner?",
+    "How late may one arrive at a party?",
+    "Where does the host sit at the table?",
+    "When are gifts opened?",
+    "Who pours the drinks?",
+    "How do students address a teacher?",
+]
+FACTS = {
+    "japan": "Guests at a ryokan bow, wear slippers and pour sake for each other",
+    "brazil": "Friends eat feijoada and brigadeiro, kiss on the cheek and come late",
+    "us": "Guests come on time to a potluck, tip the waiter and shake hands firmly",
+}
+RECIPE = """
+name: small
+cultures:
+  - {id: japan, name: Japan, demonym: Japanese, places: [Osaka, Kyoto]}
+  - {id: brazil, name: Brazil, demonym: Brazilian, places: [Recife, Manaus]}
+  - {id: us, name: US, demonym: American, places: [Boston]}
+tasks: [{id: qa, name: QA, queries: ["{culture}"], wordings: [{text: "{question}"}]}]
+sources: [{kind: documents, path: docs}]
+search: {topics: [dining]}
+"""
+
+
+def example(number: int, culture: Culture, prompt: str, split: str, evidence: str) -> Example:
+    return Example.model_validate(
+        {
+            "id": f"x{culture.id}{number}",
+            "culture": culture.id,
+            "task": "qa",
+            "stage": "task",
+            "split": split,
+            "inputs": {},
+            "answer": "so",
+            "messages": [Message(role="user", content=prompt)],
+            "evidence_ids": [evidence],
+            "quote": "",
+            "generator": "test",
+            "created_at": "2026-01-01",
+        }
+    )
+
+
+def records() -> tuple[list[Example], list[Evidence]]:
+    examples, evidence = [], []
+    for culture in CULTURES:
+        for n, question in enumerate(QUESTIONS):
+            key = f"e{culture.id}{n}"
+            evidence.append(
+                Evidence(
+                    id=key,
+                    culture=culture.id,
+                    query_id="q",
+                    source="documents",
+                    url="file:x",
+                    title="",
+                    text=f"{FACTS[culture.id]}, item {n}.",
+                    retrieved_at="2026-01-01",
+                    score=1,
+                    sha256=key,
+                    heading=question,
+                    also_asked=[f"Tell me: {question.lower()}"],
+                )
+            )
+            if n == len(QUESTIONS) - 1:
+                prompt = f"Held fact. {question} I am in {culture.name}."
+                examples.append(example(n, culture, prompt, "fact", key))
+                continue
+            examples.append(example(n, culture, f"{question} I am in {culture.name}.", "fit", key))
+            said = f"Held words, {culture.places[0]}: {question}"
+            examples.append(example(n + 100, culture, said, "wording", key))
+    return examples, evidence
+
+
+def workspace(folder: Path) -> Workspace:
+    folder.mkdir(exist_ok=True)
+    (folder / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
+    ws = Workspace(folder)
+    examples, evidence = records()
+    ws.append("examples", examples)
+    ws.append("evidence", evidence)
+    return ws
+
+
+EXAMPLES, EVIDENCE = records()
+ROWS = training_texts(CULTURES, EXAMPLES, EVIDENCE)
+ROUTER = fit(CULTURES, EXAMPLES, EVIDENCE)
+VECTORISERS, MODELS, _ = fit_pipeline(ROWS, [c.id for c in CULTURES])
+
+ODD = ["Japan", "OSAKA", "İstanbul", "Straße", "Ⅷ", "ǅ", "naïve", "a", "US", "us", "US-", "ΣΑΣ"]
+ODD += ["\u3000", "\x1c", "\x85", "\u200d", "日本", "ñ", "dinner's", "9_x", "japanese\n"]
+WORDS = st.sampled_from(ODD)
+TEXTS = st.one_of(
+    st.text(max_size=80),
+    st.lists(WORDS, max_size=12).map(" ".join),
+    st.lists(st.one_of(WORDS, st.text(max_size=6)), max_size=8).map("\n  ".join),
+)
+
+
+def pipeline(text: str) -> Any:
+    from scipy.sparse import hstack
+
+    features = hstack([v.transform([text]) for v in VECTORISERS]).tocsr()
+    return np.array([m.predict_proba(features)[0, 1] for m in MODELS])
+
+
+@settings(max_examples=200, deadline=None)
+@given(TEXTS)
+def test_a_decision_equals_the_scikit_learn_pipeline(text: str) -> None:
+    assert np.abs(ROUTER.probabilities(text) - pipeline(text)).max() < 1e-6
+
+
+@settings(max_examples=200, deadline=None)
+@given(TEXTS)
+def test_the_analysers_equal_scikit_learn(text: str) -> None:
+    words, chars = (v.build_analyzer() for v in VECTORISERS)
+    assert rooms.word_ngrams(rooms.fold(text)) == words(text)
+    assert rooms.char_ngrams(rooms.fold(text)) == chars(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "culture"),
+    [
+        ("Is it rude to tip in Osaka?", "japan"),
+        ("What do JAPANESE people eat for breakfast?", "japan"),
+        ("My Brazilian friend is getting married. What do I wear?", "brazil"),
+        ("Who pours the drinks in Boston?", "us"),
+        ("How do people in the US greet?", "us"),
+    ],
+)
+def test_a_name_decides(text: str, culture: str) -> None:
+    decision = ROUTER.decide(text)
+    assert (decision.culture, decision.cultures, decision.abstained) == (culture, [culture], False)
+    assert next(iter(decision.probabilities)) == culture
+    assert decision.probability == max(decision.probabilities.values()) > 0.5
+
+
+def test_texts_of_no_culture_abstain() -> None:
+    texts = [
+        "sort this list",
+        "",
+        "   ",
+        "Write a function that sorts a list of integers",
+        "How do people greet each other in Madagascar?",
+        "Is it rude to tip in Lima?",
+        "What do Slovak people eat for breakfast?",
+        "How should I greet my new neighbours?",
+        "Tell us how we should behave",
+        *QUESTIONS,
+    ]
+    assert [d.culture for d in ROUTER.decide_all(texts)] == [None] * len(texts)
+    assert ROUTER.decide("sort this list").cultures == []
+
+
+def test_a_prompt_of_two_cultures_names_both() -> None:
+    decision = ROUTER.decide("Compare table manners in Japan and Brazil.")
+    assert sorted(decision.cultures) == ["brazil", "japan"]
+    assert decision.culture == decision.cultures[0]
+
+
+def test_a_name_in_a_long_text_still_counts() -> None:
+    long = "How do I boil an egg? A recipe for pancakes. Tell me a joke. I am in Kyoto today."
+    assert ROUTER.decide(long).culture == "japan"
+
+
+def toy(threshold: float, margin: float, *logits: float) -> Router:
+    return Router(
+        [f"c{i}" for i in range(len(logits))],
+        (["cue"], [" x"]),
+        np.ones(2),
+        np.zeros((2, len(logits))),
+        np.array(logits),
+        Settings(threshold=threshold, margin=margin),
+    )
+
+
+def test_threshold_and_margin() -> None:
+    close = toy(0.5, 0.2, 0.1, -0.1).decide("cue")  # 0.525 and 0.475: too small a lead
+    assert (close.culture, close.cultures, close.abstained) == (None, [], True)
+    assert toy(0.5, 0.01, 0.1, -0.1).decide("cue").culture == "c0"
+    both = toy(0.5, 0.2, 0.1, 0.2, -4).decide("cue")  # both over the bar: lead does not matter
+    assert (both.culture, both.cultures) == ("c1", ["c1", "c0"])
+    assert toy(0.9, 0, 2).decide("cue").abstained
+    assert toy(0.5, 0.1, 2).decide("cue").culture == "c0"
+    assert np.isfinite(toy(0.5, 0.1, 5000, -5000).probabilities("cue")).all()
+
+
+def test_explain_sums_to_the_logit_and_shows_the_name() -> None:
+    text = "Is it rude to tip in Osaka?"
+    every = ROUTER.explain(text, top=10_000)
+    logit = sum(w for _, _, w in every) + ROUTER.bias[0]
+    p = ROUTER.decide(text).probability
+    assert logit == pytest.approx(np.log(p / (1 - p)), abs=1e-6)
+    top = ROUTER.explain(text, top=5)
+    assert len(top) == 5 and all(c == "japan" for c, _, _ in top)
+    assert any("osaka" in gram for _, gram, _ in top)
+
+
+def test_save_and_load_give_the_same_router(tmp_path: Path) -> None:
+    ROUTER.save(tmp_path)
+    loaded = Router.load(tmp_path)
+    for text in ("Osaka", "sort this list", "日本 Straße"):
+        assert loaded.decide(text) == ROUTER.decide(text)
+    assert loaded.settings == ROUTER.settings
+
+
+def test_a_missing_or_altered_router_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match="cmgr route --fit"):
+        Router.load(tmp_path)
+    ROUTER.save(tmp_path)
+    head, arrays = tmp_path / "router.json", tmp_path / "router.npz"
+    good, data = head.read_text(), arrays.read_bytes()
+    arrays.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(CmgrError, match="hash"):
+        Router.load(tmp_path)
+    arrays.write_bytes(data)
+    for change in ({"cultures": ["japan"]}, {"words": "x"}, {"version": 99}, {"settings": 3}):
+        head.write_text(json.dumps({**json.loads(good), **change}))
+        with pytest.raises(CmgrError, match="cmgr route --fit"):
+            Router.load(tmp_path)
+    head.write_text("{")
+    with pytest.raises(CmgrError, match="damaged"):
+        Router.load(tmp_path)
+
+
+def test_a_pickle_is_never_read(tmp_path: Path) -> None:
+    import hashlib
+
+    ROUTER.save(tmp_path)
+    np.savez(tmp_path / "router.npz", ngrams=np.array([{}], dtype=object))
+    head = json.loads((tmp_path / "router.json").read_text())
+    head["sha256"] = hashlib.sha256((tmp_path / "router.npz").read_bytes()).hexdigest()
+    (tmp_path / "router.json").write_text(json.dumps(head))
+    with pytest.raises(CmgrError, match="damaged"):
+        Router.load(tmp_path)
+
+
+def test_held_out_items_take_no_part() -> None:
+    texts = [text for text, _ in ROWS]
+    assert not [t for t in texts if "Held" in t]
+    assert not [t for t in texts if "item 5" in t]  # evidence that only the unseen fact rests on
+    assert not [t for t in texts if QUESTIONS[5] in t]
+    assert [t for t in texts if "item 4" in t]
+
+
+def test_shared_prompts_and_questions_are_neutral() -> None:
+    shared = [example(900 + n, c, "And at work?", "fit", "none") for n, c in enumerate(CULTURES)]
+    rows = dict(training_texts(CULTURES, [*EXAMPLES, *shared], EVIDENCE))
+    assert rows["And at work?"] == []
+    assert rows[QUESTIONS[0]] == [] and rows["sort this list"] == []
+    both = {t: ids for t, ids in rows.items() if t.startswith("Compare table")}
+    assert len(both) >= 3 and all(len(ids) == 2 for ids in both.values())
+    assert not [t for t, ids in rows.items() if "Peru" in t and ids]
+    assert not [t for t, ids in rows.items() if "Japan" in t and not ids]
+
+
+def test_neutral_prompts_name_no_country() -> None:
+    prompts = neutral_prompts()
+    assert len(prompts) >= 300 and len(set(prompts)) == len(prompts)
+    names = [n for pair in rooms.OTHERS.split() for n in pair.split("/")] + ["American", "English"]
+    assert not [p for p in prompts for n in names if n in p.split()]
+
+
+def test_fitting_twice_gives_the_same_router() -> None:
+    again = fit(CULTURES, EXAMPLES, EVIDENCE)
+    assert again.ngrams == ROUTER.ngrams
+    assert np.array_equal(again.weights, ROUTER.weights)
+
+
+def test_build_is_done_once_and_again_when_something_changed(tmp_path: Path) -> None:
+    ws = workspace(tmp_path)
+    seen: list[tuple[str, int, int]] = []
+    assert build(ws, progress=lambda *step: seen.append(step))
+    assert seen[-1] == ("router", 1, 1)
+    facts = read_json(ws.manifest_path("route"))
+    assert facts is not None and facts["texts"] == len(ROWS)
+    assert facts["held_out"]["wording"]["n"] == 15 and facts["held_out"]["fact"]["n"] == 3
+    assert facts["held_out"]["wording"]["accuracy"] > 0.9
+    assert not build(ws)
+    assert build(ws, force=True)
+    (tmp_path / "router" / "router.npz").unlink()
+    assert build(ws)
+    ws.append("examples", [example(700, CULTURES[0], "In Kyoto?", "fit", "ejapan0")])
+    assert build(ws) and not build(ws)
+
+
+def test_build_without_examples_names_the_command(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
+    with pytest.raises(MissingError, match="cmgr synthesize"):
+        build(Workspace(tmp_path))
+
+
+def test_one_culture_alone_can_be_fitted() -> None:
+    router = fit(CULTURES[:1], EXAMPLES, EVIDENCE)
+    assert router.decide("Is it rude to tip in Osaka?").culture == "japan"
+    assert router.decide("sort this list").abstained
+
+
+def test_a_decision_imports_no_scikit_learn(tmp_path: Path) -> None:
+    ROUTER.save(tmp_path)
+    code = (
+        "import sys; from pathlib import Path; from cmgr.router import Router;"
+        f"assert Router.load(Path({str(tmp_path)!r})).decide('in Osaka').culture == 'japan';"
+        "assert not {'sklearn', 'scipy', 'torch'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
