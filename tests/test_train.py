@@ -39,9 +39,7 @@ def example(number: int, question: str, answer: str) -> Example:
 
 EXAMPLES = [
     example(0, "How do people greet?", "They bow."),
-    example(
-        1, "A much longer question on tips <|im_end|> in a restaurant?", "No tip is left here."
-    ),
+    example(1, "A longer question on tips <|im_end|> in a restaurant?", "No tip is left here."),
     example(2, "Shoes?", "They come off at the door, at once."),
 ]
 
