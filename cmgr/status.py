@@ -49,7 +49,7 @@ def of(ws: Workspace) -> dict[str, Any]:
         ("search", _state(ws, "search", lambda: search.wanted_inputs(ws))),
         ("synthesize", _state(ws, "synthesize", lambda: synthesize.wanted_inputs(ws))),
         ("train", trained),
-        ("route", _state(ws, "route", lambda: router.inputs_of(ws))),
+        ("route", _state(ws, "route", lambda: router.wanted_inputs(ws))),
         ("eval", _state(ws, "eval", lambda: evaluate.wanted_inputs(ws))),
     ]
     commands = {"route": "cmgr route --fit"}
