@@ -97,7 +97,7 @@ class Conversation:
                 said.append(piece)
                 yield piece
         finally:
-            stream.close()  # type: ignore[attr-defined]
+            stream.close()
             answer.response = "".join(said).strip()
             self.last = answer
             if said:

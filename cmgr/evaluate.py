@@ -7,7 +7,6 @@ Other wordings of trained facts (`wording`) and facts never trained (`fact`) are
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 from cmgr.base import Base, resolve
@@ -16,12 +15,10 @@ from cmgr.records import Example, Message, Record, make_id
 from cmgr.router import Router
 from cmgr.runtime import Runtime
 from cmgr.synthesize import current_examples
-from cmgr.workspace import Workspace, read_json
+from cmgr.workspace import Progress, Workspace, read_json
 
 METHODS = ("base", "prompt", "routed")
 VERSION = 1
-
-Progress = Callable[[str, int, int], None]
 
 
 class Result(Record):
@@ -100,7 +97,6 @@ def build(
     ws: Workspace,
     force: bool = False,
     progress: Progress | None = None,
-    cultures: list[str] | None = None,
 ) -> bool:
     """Score what is not scored yet, and sum up in `logs/eval.json`.
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import codecs
 import ctypes
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -286,7 +286,7 @@ class Runtime:
         temperature: float = 0.0,
         seed: int = 0,
         usage: Callable[[dict[str, int], dict[str, float]], None] | None = None,
-    ) -> Iterator[str]:
+    ) -> Generator[str, None, None]:
         """Stream an answer; `usage` is told tokens and milliseconds at the end.
 
         Temperature 0 takes the likeliest token each time. Stopping the iteration early is safe.

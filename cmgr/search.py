@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from cmgr.recipe import Culture, Recipe, Source
 from cmgr.records import Evidence, Query, make_id, now
 from cmgr.sources import Searchable, open_source
 from cmgr.sources.passages import Passage
-from cmgr.workspace import Workspace, read_json
+from cmgr.workspace import Progress, Workspace, read_json
 
-Progress = Callable[[str, int, int], None]
 Sources = list[tuple[Source, Searchable]]
 
 

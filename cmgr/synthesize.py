@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from cmgr import search
@@ -12,9 +12,7 @@ from cmgr.errors import MissingError
 from cmgr.generators import extractive
 from cmgr.records import Evidence, Example, Record, make_id, now
 from cmgr.sources.passages import names_of
-from cmgr.workspace import Workspace, hash_records, read_json
-
-Progress = Callable[[str, int, int], None]
+from cmgr.workspace import Progress, Workspace, hash_records, read_json
 
 
 def wanted_inputs(ws: Workspace) -> str:

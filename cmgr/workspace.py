@@ -18,7 +18,8 @@ from cmgr.errors import CmgrError, MissingError, UsageError
 from cmgr.records import Record, make_id, now
 
 R = TypeVar("R", bound=Record)
-STAGES = ("search", "synthesize", "train", "route", "eval")
+# progress(label, done, total): what long work calls to show how far it is
+Progress = Callable[[str, int, int], None]
 
 
 def write_atomic(path: Path, data: bytes) -> None:

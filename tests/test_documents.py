@@ -123,7 +123,6 @@ def test_names_are_found_as_words() -> None:
     assert mentions("a japanned box", names_of(JAPAN)) is None
 
 
-@pytest.mark.skipif(not QUICKSTART.is_dir(), reason="the quickstart documents are not there")
 def test_quickstart_documents_keep_their_format() -> None:
     recipe = recipes.load(recipes.find("quickstart"))
     said: list[str] = []

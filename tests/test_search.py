@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from cmgr import recipe as recipes
 from cmgr import search
 from cmgr.errors import MissingError
 from cmgr.records import Evidence, Query
@@ -139,10 +138,6 @@ def test_nothing_searched_means_no_evidence(ws: Workspace) -> None:
     assert search.current_evidence(ws) == []
 
 
-@pytest.mark.skipif(
-    not (recipes.bundled_folder() / "quickstart" / "documents").is_dir(),
-    reason="the quickstart documents are not there",
-)
 def test_every_section_of_the_quickstart_is_found(tmp_path: Path) -> None:
     ws, _ = Workspace.init("quickstart", tmp_path / "quickstart")
     search.build(ws)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from cmgr import recipe as recipes
 from cmgr import search, synthesize
 from cmgr.errors import MissingError
 from cmgr.records import Example, Record
@@ -224,10 +223,6 @@ def test_without_evidence_search_is_named(tmp_path: Path) -> None:
         synthesize.build(Workspace(tmp_path))
 
 
-@pytest.mark.skipif(
-    not (recipes.bundled_folder() / "quickstart" / "documents").is_dir(),
-    reason="the quickstart documents are not there",
-)
 def test_every_fact_of_the_quickstart_has_three_options(tmp_path: Path) -> None:
     ws, _ = Workspace.init("quickstart", tmp_path / "quickstart")
     search.build(ws)

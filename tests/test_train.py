@@ -7,18 +7,18 @@ from pathlib import Path
 import pytest
 
 from cmgr import recipe as recipes
-from cmgr import train
 from cmgr.base import resolve
 from cmgr.errors import CmgrError
 from cmgr.records import Example, Message
+from cmgr.train import loop
 from cmgr.workspace import read_json
 
 pytestmark = pytest.mark.model
 
 
 @pytest.fixture(scope="module")
-def trainable() -> train.Trainable:
-    return train.Trainable(resolve("smollm2"), lambda _: None)
+def trainable() -> loop.Trainable:
+    return loop.Trainable(resolve("smollm2"), lambda _: None)
 
 
 def example(number: int, question: str, answer: str) -> Example:
@@ -45,22 +45,22 @@ EXAMPLES = [
 
 
 def test_loss_and_gradients_equal_pefts_own_activated_forward(
-    trainable: train.Trainable,
+    trainable: loop.Trainable,
 ) -> None:
     import torch
     from peft import LoraConfig, get_peft_model
 
     items = [trainable.item(e) for e in EXAMPLES]
     torch.manual_seed(0)
-    model = train.make_adapter(trainable, recipes.Adapter(rank=4, alpha=8))
+    model = loop.make_adapter(trainable, recipes.Adapter(rank=4, alpha=8))
     with torch.no_grad():
         for name, weights in model.named_parameters():
             if "lora_B" in name:
                 weights.normal_(std=0.02)
     start = {n: w.detach().clone() for n, w in model.named_parameters() if "lora_" in n}
-    cache = train.PromptCache(trainable, model)
+    cache = loop.PromptCache(trainable, model)
     cache.add(items)
-    loss = train.batch_loss(trainable, model, cache, items)
+    loss = loop.batch_loss(trainable, model, cache, items)
     loss.backward()
     ours = {n: w.grad.clone() for n, w in model.named_parameters() if w.grad is not None}
     model.unload()
@@ -96,33 +96,33 @@ def test_loss_and_gradients_equal_pefts_own_activated_forward(
     other.unload()
 
 
-def test_an_items_loss_does_not_depend_on_its_neighbours(trainable: train.Trainable) -> None:
+def test_an_items_loss_does_not_depend_on_its_neighbours(trainable: loop.Trainable) -> None:
     import torch
 
     items = [trainable.item(e) for e in EXAMPLES]
-    model = train.make_adapter(trainable, recipes.Adapter(rank=4, alpha=8))
-    cache = train.PromptCache(trainable, model)
+    model = loop.make_adapter(trainable, recipes.Adapter(rank=4, alpha=8))
+    cache = loop.PromptCache(trainable, model)
     cache.add(items)
     with torch.no_grad():
-        together = train.batch_loss(trainable, model, cache, items).item()
-        alone = [train.batch_loss(trainable, model, cache, [i]).item() for i in items]
+        together = loop.batch_loss(trainable, model, cache, items).item()
+        alone = [loop.batch_loss(trainable, model, cache, [i]).item() for i in items]
     lengths = [len(i.target) - len(trainable.invocation) for i in items]
     mean = sum(a * n for a, n in zip(alone, lengths, strict=True)) / sum(lengths)
     assert together == pytest.approx(mean, abs=1e-4)
     model.unload()
 
 
-def test_a_loss_that_is_not_finite_names_its_examples(trainable: train.Trainable) -> None:
-    model = train.make_adapter(trainable, recipes.Adapter(rank=4, alpha=8))
+def test_a_loss_that_is_not_finite_names_its_examples(trainable: loop.Trainable) -> None:
+    model = loop.make_adapter(trainable, recipes.Adapter(rank=4, alpha=8))
     settings = recipes.Train(learning_rate=1e30, batch_size=3)
     with pytest.raises(CmgrError, match=r"not finite.*0.*learning_rate"):
-        train.fit(
+        loop.fit(
             trainable, model, [("task", EXAMPLES, 5)], settings, lambda _: None, lambda *_: None
         )
     model.unload()
 
 
-def test_tokens_equal_the_runtimes(trainable: train.Trainable) -> None:
+def test_tokens_equal_the_runtimes(trainable: loop.Trainable) -> None:
     from cmgr.runtime import Runtime
 
     runtime = Runtime(resolve("smollm2"))

@@ -22,9 +22,6 @@ CultureOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON lines on stdout")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Make it again even if up to date")]
 
-# progress(label, done, total): what long work calls to show how far it is
-Progress = Callable[[str, int, int], None]
-
 
 def say(text: str = "") -> None:
     """A line for a person, on stderr."""
@@ -62,7 +59,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
 
 
 @contextmanager
-def progress() -> Iterator[Progress]:
+def progress() -> Iterator[Callable[[str, int, int], None]]:
     """Progress of long work on stderr: a live bar on a terminal, else a line per finished part."""
     if is_terminal(sys.stderr):
         from rich.console import Console

@@ -24,7 +24,7 @@ from cmgr.records import Decision, Evidence, Example, make_id
 from cmgr.router.texts import cue, neutral_prompts, prompt_of, training_texts
 from cmgr.search import current_evidence
 from cmgr.synthesize import current_examples
-from cmgr.workspace import Workspace, read_json, write_atomic, write_json
+from cmgr.workspace import Progress, Workspace, read_json, write_atomic, write_json
 
 Floats = NDArray[np.float64]
 VERSION = 1  # of the training texts and of the files; a change makes every router out of date
@@ -282,9 +282,7 @@ def wanted_inputs(ws: Workspace) -> str:
     return _records(ws)[2]
 
 
-def build(
-    ws: Workspace, force: bool = False, progress: Callable[[str, int, int], None] | None = None
-) -> bool:
+def build(ws: Workspace, force: bool = False, progress: Progress | None = None) -> bool:
     """Fit and save the workspace's router; False where it is up to date already.
 
     Raises MissingError where there are no examples yet.
