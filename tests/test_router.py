@@ -18,7 +18,7 @@ from cmgr.errors import CmgrError, MissingError
 from cmgr.recipe import Culture
 from cmgr.recipe import Router as Settings
 from cmgr.records import Evidence, Example, Message
-from cmgr.router import Router, build, fit, fit_pipeline, neutral_prompts, training_texts
+from cmgr.router import Router, build, fit, fit_pipeline, neutral_prompts, texts, training_texts
 from cmgr.workspace import Workspace, read_json
 
 CULTURES = [
@@ -106,9 +106,19 @@ def workspace(folder: Path) -> Workspace:
     (folder / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
     ws = Workspace(folder)
     examples, evidence = records()
-    ws.append("examples", examples)
-    ws.append("evidence", evidence)
+    keep(ws, examples, evidence)
     return ws
+
+
+def keep(ws: Workspace, examples: list[Example], evidence: list[Evidence]) -> None:
+    """Records as search and synthesize leave them: appended, and named by the manifests."""
+    for stage, name, made in (
+        ("search", "evidence", evidence),
+        ("synthesize", "examples", examples),
+    ):
+        ws.append(name, made)
+        parts = {c.id: {"ids": [r.id for r in made if r.culture == c.id]} for c in CULTURES}
+        ws.finish(stage, "made by the test", cultures=parts)
 
 
 EXAMPLES, EVIDENCE = records()
@@ -286,7 +296,7 @@ def test_shared_prompts_and_questions_are_neutral() -> None:
 def test_neutral_prompts_name_no_country() -> None:
     prompts = neutral_prompts()
     assert len(prompts) >= 300 and len(set(prompts)) == len(prompts)
-    names = [n for pair in rooms.OTHERS.split() for n in pair.split("/")] + ["American", "English"]
+    names = [n for pair in texts.OTHERS.split() for n in pair.split("/")] + ["American", "English"]
     assert not [p for p in prompts for n in names if n in p.split()]
 
 
@@ -309,7 +319,8 @@ def test_build_is_done_once_and_again_when_something_changed(tmp_path: Path) -> 
     assert build(ws, force=True)
     (tmp_path / "router" / "router.npz").unlink()
     assert build(ws)
-    ws.append("examples", [example(700, CULTURES[0], "In Kyoto?", "fit", "ejapan0")])
+    examples, evidence = records()
+    keep(ws, [*examples, example(700, CULTURES[0], "In Kyoto?", "fit", "ejapan0")], evidence)
     assert build(ws) and not build(ws)
 
 
