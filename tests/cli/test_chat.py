@@ -60,3 +60,30 @@ def test_wrong_use(trained: Path, words: list[str], code: int, says: str) -> Non
     done = cmgr("chat", *words, cwd=trained)
     assert done.returncode == code and says in done.stderr and not done.stdout
     assert "Traceback" not in done.stderr
+
+
+def test_a_session_on_a_terminal(trained: Path) -> None:
+    """Slash commands, a routed turn, a wrong command that does not end it, Ctrl-D."""
+    import os
+    import pty
+    import subprocess
+    import sys
+
+    master, slave = pty.openpty()
+    code = "from cmgr.cli.app import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "chat", "--max-tokens", "6"],
+        cwd=trained,
+        stdin=slave,
+        stdout=slave,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "TERM": "dumb"},
+    )
+    os.close(slave)
+    os.write(master, b"How do people greet in Brazil?\n/culture japan\nHello\n/nope\n\x04")
+    _, talk = process.communicate(timeout=120)
+    os.close(master)
+    said = talk.decode()
+    assert process.returncode == 0, said
+    assert "[brazil" in said and "mode japan" in said and "[japan]" in said
+    assert "no command '/nope'" in said
