@@ -1,7 +1,8 @@
 """Did it help? Base, prompted base and routed, on held-out items, with intervals.
 
 Options are scored by the mean log-probability of their text as the answer; nothing is sampled.
-Other wordings of trained facts (`wording`) and facts never trained (`fact`) are reported apart.
+Trained items (`fit`), other wordings of trained facts (`wording`) and facts never trained (`fact`)
+are reported apart.
 """
 
 from __future__ import annotations
@@ -45,11 +46,12 @@ def wilson(right: int, n: int) -> tuple[float, float]:
 
 
 def pick_items(ws: Workspace, examples: list[Example]) -> list[Example]:
-    """The held-out items that are scored: per culture and split up to the recipe's number.
+    """The items that are scored: per culture and split up to the recipe's number.
 
     Chosen by a hash, spread evenly over the tasks, so that every run takes the same ones.
     """
-    limits = {"wording": ws.recipe.evaluate.wordings, "fact": ws.recipe.evaluate.facts}
+    wanted = ws.recipe.evaluate
+    limits = {"fit": wanted.trained, "wording": wanted.wordings, "fact": wanted.facts}
     chosen: list[Example] = []
     for culture in ws.recipe.cultures:
         for split, limit in limits.items():
@@ -182,7 +184,7 @@ def summary(ws: Workspace, results: list[Result]) -> list[dict[str, Any]]:
     """One row per culture and split, and over all: n, router accuracy, accuracy and interval."""
     rows = []
     for culture in [*[c.id for c in ws.recipe.cultures], "all"]:
-        for split in ("wording", "fact"):
+        for split in ("fit", "wording", "fact"):
             part = [r for r in results if r.split == split and culture in (r.culture, "all")]
             if not part:
                 continue

@@ -126,8 +126,9 @@ class Router(_Part):
 
 
 class Evaluate(_Part):
-    """How many held-out items per culture are scored: other wordings, and unseen facts."""
+    """How many items per culture are scored: trained ones, other wordings, unseen facts."""
 
+    trained: int = Field(default=8, ge=0)
     wordings: int = Field(default=20, ge=1)
     facts: int = Field(default=12, ge=0)
 

@@ -72,7 +72,7 @@ def write_recipe(folder: Path, **changes: object) -> Path:
         "search": {"topics": list(FACTS)},
         "train": {"broad_epochs": 1, "task_epochs": 1, "batch_size": 4},
         "adapter": {"rank": 4, "alpha": 8},
-        "evaluate": {"wordings": 1, "facts": 1},
+        "evaluate": {"trained": 1, "wordings": 1, "facts": 1},
         "try_prompts": ["Do I tip a waiter in Japan?"],
         **changes,
     }

@@ -63,11 +63,12 @@ def test_the_summary_counts_per_culture_and_split(recipe_folder: Path, tmp_path:
 
 
 @pytest.mark.model
-def test_items_are_held_out_and_always_the_same(trained: Path) -> None:
+def test_items_hold_what_their_split_says_and_are_always_the_same(trained: Path) -> None:
     ws = Workspace(trained)
     examples = current_examples(ws)
     items = pick_items(ws, examples)
     assert [i.id for i in items] == [i.id for i in pick_items(ws, examples[::-1])]
-    assert all(i.split in {"wording", "fact"} and len(i.inputs["options"]) == 3 for i in items)
+    assert {i.split for i in items} == {"fit", "wording", "fact"}
+    assert all(len(i.inputs["options"]) == 3 for i in items)
     trained_on = {i.inputs["fact"] for i in examples if i.split == "fit" and i.stage == "task"}
-    assert all((i.inputs["fact"] in trained_on) == (i.split == "wording") for i in items)
+    assert all((i.inputs["fact"] in trained_on) == (i.split != "fact") for i in items)

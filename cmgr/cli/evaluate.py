@@ -15,7 +15,11 @@ from cmgr.cli.console import (
 )
 from cmgr.workspace import Workspace, read_json
 
-SPLITS = {"wording": "other wordings of trained facts", "fact": "facts never trained"}
+SPLITS = {
+    "fit": "items as trained",
+    "wording": "other wordings of trained facts",
+    "fact": "facts never trained",
+}
 
 
 def show_table(rows: list[dict[str, Any]]) -> None:
