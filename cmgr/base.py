@@ -5,11 +5,16 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import resources, util
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cmgr.errors import MissingError, UsageError, missing_extra
 from cmgr.records import Message
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -93,16 +98,10 @@ def segments(
     Raises UsageError when the template refuses the conversation.
     """
     from jinja2 import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def refuse(message: str) -> str:
-        raise TemplateError(message)
 
     marks = [f"\ue000{number}\ue001" for number in range(len(messages))]
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.globals["raise_exception"] = refuse
     try:
-        text = environment.from_string(template).render(
+        text = _compiled(template).render(
             messages=[
                 {"role": message.role, "content": mark}
                 for message, mark in zip(messages, marks, strict=True)
@@ -122,6 +121,20 @@ def segments(
         parts += [Segment(before, True), Segment(message.content, False)]
     parts.append(Segment(text, True))
     return [part for part in parts if part.text]
+
+
+@lru_cache(maxsize=8)
+def _compiled(template: str) -> Template:
+    """The template ready to render: compiling it takes longer than rendering a long prompt."""
+    from jinja2 import TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def refuse(message: str) -> str:
+        raise TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.globals["raise_exception"] = refuse
+    return environment.from_string(template)
 
 
 def generation_prompt(template: str, bos: str = "", eos: str = "") -> str:

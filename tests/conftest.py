@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -112,3 +113,36 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = cmgr("run", "source/recipe.yaml", "-w", "small", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder / "small"
+
+
+SMOLLM2_CONFIG = {
+    "model_type": "llama",
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "num_hidden_layers": 30,
+}
+
+
+def make_standard(source: Path, target: Path) -> Path:
+    """The same weights as an adapter that acts on every token: without invocation tokens."""
+    from cmgr import gguf_lora
+    from cmgr.workspace import read_json, write_json
+
+    target.mkdir(parents=True)
+    shutil.copy(source / "adapter_model.safetensors", target)
+    config = read_json(source / "adapter_config.json")
+    assert config and config.pop("alora_invocation_tokens")
+    write_json(target / "adapter_config.json", config)
+    manifest = read_json(source / "manifest.json")
+    write_json(target / "manifest.json", {**(manifest or {}), "kind": "standard"})
+    gguf_lora.export(target, target / "adapter.gguf", SMOLLM2_CONFIG)
+    return target
+
+
+@pytest.fixture(scope="session")
+def standard(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of standard adapters, one per culture of `trained`."""
+    folder = tmp_path_factory.mktemp("standard")
+    for culture in CULTURES:
+        make_standard(trained / "adapters" / culture, folder / culture)
+    return folder

@@ -20,7 +20,7 @@ from cmgr.runtime.text import Writer
 
 # llama.cpp has 256 sequences: one for the shared prefix, the rest for prompts and their copies
 SEQUENCES = 256
-PROMPTS = 64
+PROMPTS = 32  # more make the attention of CPU kernels scan more of the others' cells
 CELLS = 16384
 WORTH = 32  # tokens: a longer common beginning is computed apart, once per group
 PREFIX = 0
