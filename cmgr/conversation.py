@@ -2,90 +2,306 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+import secrets
+from collections.abc import Generator, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from cmgr.base import resolve
-from cmgr.errors import MissingError
+from cmgr.errors import MissingError, UsageError
 from cmgr.records import Answer, Decision, Message, make_id
 from cmgr.runtime import Runtime
-from cmgr.workspace import Workspace
+from cmgr.workspace import Workspace, write_atomic
 
 if TYPE_CHECKING:
     from cmgr.router import Router
 
+MODES = ("auto", "base", "blend")
+SWITCH = 0.2  # how far another culture must lead the thread's own to take it over
 
-class Conversation:
-    """One thread over a workspace's base and adapters.
 
-    `mode` is "auto" (the router decides each turn), "base", or a culture's id. Raises MissingError
-    (the command that makes what is missing) for an adapter, a router or a base that is not there.
+class Routes:
+    """Who answers a turn: the adapters' scales by a mode, and the router's decision.
+
+    `mode` is "auto" (the router names one culture), "blend" (its cultures above the bar, scaled by
+    probability; or the fixed `blend`), "base", or a culture's id. Raises MissingError where the
+    router is needed and absent, UsageError for a culture that the recipe does not have.
     """
 
-    def __init__(self, ws: Workspace, mode: str = "auto") -> None:
+    def __init__(self, ws: Workspace, mode: str, blend: Mapping[str, float] | None = None) -> None:
         self.ws = ws
-        self.messages: list[Message] = []
-        self.last: Answer | None = None
         self._router: Router | None = None
-        self.set_mode(mode)
-        self.runtime = Runtime(resolve(ws.recipe.base.model, ws.folder), ws.recipe.base.context)
-        if mode not in {"auto", "base"}:
-            self._adapter(mode)
+        self._told: set[str] = set()
+        self.set(mode, blend)
 
-    def set_mode(self, mode: str) -> None:
+    def set(self, mode: str, blend: Mapping[str, float] | None = None) -> None:
         """Change who answers from the next turn on."""
-        if mode == "auto" and self._router is None:
+        for culture in blend or ([] if mode in MODES else [mode]):
+            self.ws.recipe.culture(culture)
+        if mode == "auto" or (mode == "blend" and not blend):
+            self.router()
+        self.mode, self.blend = mode, dict(blend or {})
+
+    def router(self) -> Router:
+        """The workspace's router, read on first use."""
+        if self._router is None:
             from cmgr.router import Router
 
             self._router = Router.load(self.ws.path("router"))
-        if mode not in {"auto", "base"}:
-            self.ws.recipe.culture(mode)
-        self.mode = mode
+        return self._router
 
-    def route(self, text: str) -> Decision | None:
-        """The router's decision on a turn; None when the user has decided."""
-        return self._router.decide(text) if self.mode == "auto" and self._router else None
+    def decide(self, text: str) -> Decision | None:
+        """The router's decision on a turn; None where the user has decided."""
+        routed = self.mode == "auto" or (self.mode == "blend" and not self.blend)
+        return self.router().decide(text) if routed else None
 
-    def _adapter(self, culture: str) -> dict[str, float]:
-        self.runtime.load_adapter(culture, self.ws.path("adapters", culture))
-        return {culture: 1.0}
+    def scales(self, decision: Decision | None, thread: str | None = None) -> dict[str, float]:
+        """The adapters for a turn; {} is the bare base.
+
+        `thread` is the culture that answered before: a turn that names none stays with it, and
+        another one takes over only with a lead of 0.2.
+        """
+        if self.mode == "base":
+            return {}
+        if decision is None:
+            return self.blend or {self.mode: 1.0}
+        if self.mode == "blend":
+            found = {c: decision.probabilities[c] for c in decision.cultures}
+            return {c: round(p / sum(found.values()), 4) for c, p in found.items()}
+        culture = decision.culture
+        if thread in decision.probabilities and culture != thread:
+            lead = decision.probability - decision.probabilities[thread]
+            if culture is None or lead < SWITCH:
+                culture = thread
+        return {culture: 1.0} if culture else {}
+
+    def adapter_folder(self, culture: str) -> Path:
+        """Where a culture's adapter lies."""
+        return self.ws.path("adapters", culture)
+
+    def missing(self, culture: str) -> bool:
+        """Whether a routed culture has no adapter yet; says so once."""
+        if (self.adapter_folder(culture) / "adapter.gguf").is_file():
+            return False
+        if culture not in self._told:
+            self._told.add(culture)
+            self.ws.say(f"no adapter for {culture} yet (cmgr train); the base answers")
+        return True
+
+
+def adapter_name(scales: Mapping[str, float]) -> str | None:
+    """How a record names adapters: `japan`, or `japan=0.6,brazil=0.4`; None for the base."""
+    if not scales:
+        return None
+    if list(scales.values()) == [1.0]:
+        return next(iter(scales))
+    return ",".join(f"{name}={scale:g}" for name, scale in scales.items())
+
+
+def parse_blend(text: str) -> dict[str, float]:
+    """`japan=0.6,brazil=0.4` as scales. Raises UsageError."""
+    scales: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, value = part.partition("=")
+        try:
+            scales[name.strip()] = float(value)
+        except ValueError:
+            raise UsageError(
+                f"blend {text!r}: write NAME=SCALE,NAME=SCALE such as japan=0.6,brazil=0.4"
+            ) from None
+    return scales
+
+
+class Conversation:
+    """One thread over a workspace's base and adapters, kept in `logs/chat/` unless `log` is off.
+
+    `mode` and `blend`: see Routes. Raises MissingError (the command that makes what is missing)
+    for an adapter, a router or a base that is not there.
+    """
+
+    def __init__(
+        self,
+        ws: Workspace,
+        mode: str = "auto",
+        blend: Mapping[str, float] | None = None,
+        log: bool = True,
+    ) -> None:
+        self.ws = ws
+        self.routes = Routes(ws, mode, blend)
+        self.system = ""
+        self.answers: list[Answer] = []
+        self.last: Answer | None = None
+        self._first = 0  # the first answer that is still in the context
+        self._log: Path | None = None
+        if log:
+            name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(2)}.jsonl"
+            self._log = ws.path("logs", "chat", name)
+        settings = ws.recipe.base
+        self.runtime = Runtime(
+            resolve(settings.model, ws.folder), settings.context, settings.cache_mb
+        )
+        try:
+            self._load(self.routes.blend or ([] if mode in MODES else [mode]))
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Free the model."""
+        self.runtime.close()
+
+    def set_mode(self, mode: str, blend: Mapping[str, float] | None = None) -> None:
+        """Change who answers from the next turn on; nothing changes when it raises."""
+        self._load(blend or ([] if mode in MODES else [self.ws.recipe.culture(mode).id]))
+        self.routes.set(mode, blend)
+
+    def _load(self, cultures: Mapping[str, float] | list[str]) -> None:
+        for culture in cultures:
+            self.ws.recipe.culture(culture)
+            self.runtime.load_adapter(culture, self.routes.adapter_folder(culture))
+
+    # -- the thread --------------------------------------------------------------------------
+
+    def messages(self) -> list[Message]:
+        """The thread as the model sees it: the system message and the turns in the context."""
+        found = [Message(role="system", content=self.system)] if self.system else []
+        for answer in self.answers[self._first :]:
+            found.append(Message(role="user", content=answer.prompt))
+            found.append(Message(role="assistant", content=answer.response))
+        return found
+
+    def undo(self) -> bool:
+        """Take the last turn back; False where there is none."""
+        if not self.answers:
+            return False
+        self.answers.pop()
+        self._first = min(self._first, len(self.answers))
+        self.last = self.answers[-1] if self.answers else None
+        if self._log:
+            data = "".join(a.model_dump_json() + "\n" for a in self.answers)
+            write_atomic(self._log, data.encode())
+        return True
+
+    def resume(self) -> int:
+        """Go on with the last thread that was kept; returns how many turns it has.
+
+        Raises MissingError where there is none.
+        """
+        kept = sorted(self.ws.path("logs", "chat").glob("*.jsonl"))
+        if not kept:
+            raise MissingError("no thread to go on with yet: start one with cmgr chat")
+        self.answers = self.ws.read(f"logs/chat/{kept[-1].stem}", Answer)
+        if self._log:
+            self._log = kept[-1]
+        self.last = self.answers[-1] if self.answers else None
+        self.system = str(getattr(self.last, "system", "") or "")
+        return len(self.answers)
+
+    def _fitted(self, text: str, max_tokens: int) -> list[Message]:
+        """The prompt of the next turn; where it is too long, without the oldest turns."""
+        room = self.ws.recipe.base.context
+        room -= min(max_tokens, room // 4) + len(self.runtime.model.invocation)
+        turn = Message(role="user", content=text)
+        prompt = [*self.messages(), turn]
+        before = self._first
+        if len(self.runtime.prompt_tokens(prompt)) > room:
+            # some slack, so that the next turn need not drop (and read again) at once
+            while (
+                self._first < len(self.answers)
+                and len(self.runtime.prompt_tokens(prompt)) > room * 3 // 4
+            ):
+                self._first += 1
+                prompt = [*self.messages(), turn]
+        if self._first > before:
+            self.ws.say(
+                f"the context of {self.ws.recipe.base.context} tokens is full: the oldest "
+                f"{self._first} turn(s) are left out from now on"
+            )
+        return prompt
+
+    # -- asking ------------------------------------------------------------------------------
+
+    def _thread_culture(self) -> str | None:
+        """The culture that answered the turn before, where the router may keep it."""
+        return self.last.culture if self.last and self.last.adapter else None
 
     def ask(
         self, text: str, *, max_tokens: int = 200, temperature: float = 0.0, seed: int = 0
-    ) -> Iterator[str]:
+    ) -> Generator[str, None, None]:
         """Stream the answer to the next turn; afterwards `last` holds the Answer record.
 
         A turn whose answer is stopped early stays in the thread with what was said.
         """
-        decision = self.route(text)
-        if decision is None:
-            culture = None if self.mode == "base" else self.mode
-        else:
-            culture = decision.culture
-        scales: dict[str, float] = {}
-        if culture is not None:
-            try:
-                scales = self._adapter(culture)
-            except MissingError:
-                if self.mode != "auto":
-                    raise
-                self.ws.say(f"no adapter for {culture} yet (cmgr train); the base answers")
+        decision = self.routes.decide(text)
+        scales = self.routes.scales(decision, self._thread_culture())
+        if decision is not None:
+            scales = {c: s for c, s in scales.items() if not self.routes.missing(c)}
+        answer = self._record(text, scales, decision)
+        try:
+            yield from self._stream(answer, scales, max_tokens, temperature, seed)
+        finally:
+            if answer.response:
+                self.answers.append(answer)
+                if self._log:
+                    self._log.parent.mkdir(parents=True, exist_ok=True)
+                    self.ws.append(f"logs/chat/{self._log.stem}", [answer])
+            self.last = answer
+
+    def compare(
+        self, text: str, *, max_tokens: int = 200, temperature: float = 0.0, seed: int = 0
+    ) -> Iterator[Answer]:
+        """The same turn by the base and by every culture above the bar (all, where none is).
+
+        The thread stays as it is.
+        """
+        decision = self.routes.router().decide(text)
+        cultures = decision.cultures or [c.id for c in self.ws.recipe.cultures]
+        for culture in [None, *cultures]:
+            if culture and self.routes.missing(culture):
+                continue
+            scales = {culture: 1.0} if culture else {}
+            answer = self._record(text, scales, decision)
+            for _ in self._stream(answer, scales, max_tokens, temperature, seed):
+                pass
+            yield answer
+
+    def _record(self, text: str, scales: dict[str, float], decision: Decision | None) -> Answer:
+        best = max(scales, key=lambda c: scales[c]) if scales else None
+        probability = None
+        by: Literal["user", "router", "thread"] = "user"
+        if decision is not None:
+            probability = decision.probabilities[best] if best else decision.probability
+            by = "router" if best == decision.culture or not best else "thread"
         answer = Answer(
-            id=make_id(text, len(self.messages), self.mode),
+            id=make_id(text, len(self.answers), scales, secrets.token_hex(4)),
             prompt=text,
-            culture=culture,
-            adapter=culture if scales else None,
-            probability=decision.probability if decision else None,
+            culture=best,
+            adapter=adapter_name(scales),
+            probability=probability,
             probabilities=decision.probabilities if decision else None,
+            decided_by=by,
         )
+        if self.system:
+            answer.system = self.system
+        return answer
+
+    def _stream(
+        self,
+        answer: Answer,
+        scales: dict[str, float],
+        max_tokens: int,
+        temperature: float,
+        seed: int,
+    ) -> Iterator[str]:
+        self._load(scales)
 
         def usage(tokens: dict[str, int], timings: dict[str, float]) -> None:
             answer.usage, answer.timings = tokens, timings
 
-        turns = [*self.messages, Message(role="user", content=text)]
         said: list[str] = []
         stream = self.runtime.generate(
-            turns,
+            self._fitted(answer.prompt, max_tokens),
             scales,
             max_tokens=max_tokens,
             temperature=temperature,
@@ -99,6 +315,3 @@ class Conversation:
         finally:
             stream.close()
             answer.response = "".join(said).strip()
-            self.last = answer
-            if said:
-                self.messages = [*turns, Message(role="assistant", content=answer.response)]

@@ -98,6 +98,7 @@ class Base(_Part):
 
     model: str = "smollm2"
     context: int = Field(default=2048, ge=256)
+    cache_mb: int = Field(default=1024, ge=64)
 
 
 class Adapter(_Part):

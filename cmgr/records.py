@@ -103,7 +103,12 @@ class Decision(Record):
 
 
 class Answer(Record):
-    """One reply of the runtime."""
+    """One reply of the runtime.
+
+    `adapter` names what was on (`japan`, or `japan=0.6,brazil=0.4`), `culture` the strongest of
+    it; `decided_by` says who chose: the user, the router, or the thread (a follow-up that names no
+    culture).
+    """
 
     id: str
     prompt: str
@@ -111,6 +116,8 @@ class Answer(Record):
     adapter: str | None
     probability: float | None = None
     probabilities: dict[str, float] | None = None
+    decided_by: Literal["user", "router", "thread"] | None = None
+    system: str | None = None
     response: str = ""
     choice: str | None = None
     choice_probabilities: dict[str, float] | None = None

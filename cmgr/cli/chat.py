@@ -1,20 +1,31 @@
-"""`cmgr chat`: one prompt, piped prompts, or a session."""
+"""`cmgr chat`: one prompt, a batch of prompts, or a session."""
 
 from __future__ import annotations
 
 import sys
+from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cmgr.cli.console import JsonOption, WorkspaceOption, emit_json, out, plain, say
-from cmgr.errors import CmgrError, UsageError
+from cmgr.cli.console import (
+    JsonOption,
+    WorkspaceOption,
+    dim,
+    emit_json,
+    emit_line,
+    out,
+    plain,
+    progress,
+    say,
+)
+from cmgr.errors import MissingError, PartialError, UsageError
 from cmgr.workspace import Workspace
 
 if TYPE_CHECKING:
     from cmgr.conversation import Conversation
-
-HELP = "/culture NAME, /auto, /base, /help; Ctrl-C stops an answer, Ctrl-D leaves"
+    from cmgr.records import Answer
 
 
 def command(
@@ -28,6 +39,22 @@ def command(
     auto_route: Annotated[
         bool, typer.Option("--auto-route", help="The router decides [default when there is one]")
     ] = False,
+    blend: Annotated[
+        str | None,
+        typer.Option("--blend", help="Several at once: japan=0.6,brazil=0.4, or auto (the router)"),
+    ] = None,
+    system: Annotated[str | None, typer.Option("--system", help="A system message")] = None,
+    go_on: Annotated[
+        bool, typer.Option("-c", "--continue", help="Go on with the last thread")
+    ] = False,
+    no_log: Annotated[bool, typer.Option("--no-log", help="Keep nothing of this thread")] = False,
+    batch: Annotated[
+        str | None,
+        typer.Option("--batch", help="Answer a file of JSON lines ('-' is stdin); see README"),
+    ] = None,
+    output: Annotated[
+        str, typer.Option("-o", "--output", help="Where a batch's answers go ('-' is stdout)")
+    ] = "-",
     max_tokens: Annotated[
         int, typer.Option("--max-tokens", min=1, help="The answer's length at most")
     ] = 200,
@@ -39,85 +66,118 @@ def command(
     workspace: WorkspaceOption = None,
 ) -> None:
     """Ask the base and its adapters."""
-    from cmgr.conversation import Conversation
+    from cmgr.conversation import parse_blend
 
-    if (culture is not None) + base + auto_route > 1:
-        raise UsageError("choose one of --culture, --base and --auto-route")
+    if (culture is not None) + base + auto_route + (blend is not None) > 1:
+        raise UsageError("choose one of --culture, --base, --auto-route and --blend")
+    if batch is not None and (prompt is not None or go_on or system is not None):
+        raise UsageError("--batch takes its prompts from a file: leave -p, -c and --system out")
+    if output != "-" and batch is None:
+        raise UsageError("-o is for --batch; a single answer goes to stdout: cmgr chat -p ... > F")
     ws = Workspace.find(workspace, say)
+    scales = parse_blend(blend) if blend not in {None, "auto"} else None
     if culture:
         mode = culture
     elif base:
         mode = "base"
+    elif blend:
+        mode = "blend"
     elif auto_route or ws.path("router", "router.json").exists():
         mode = "auto"
     else:
         say("no router yet (cmgr route --fit): the base answers")
         mode = "base"
-    if prompt is None and sys.stdin.isatty():
-        _session(Conversation(ws, mode), max_tokens, temperature, seed)
+    if batch is not None:
+        _batch(ws, batch, output, mode, scales, max_tokens, temperature, seed)
         return
-    if prompt is None or prompt == "-":
+    session = prompt is None and sys.stdin.isatty()
+    if not session and prompt in {None, "-"}:
         prompt = sys.stdin.buffer.read().decode("utf-8", "replace").strip()
-    if not prompt:
+    if not session and not (prompt or "").strip():
         raise UsageError("an empty prompt: give -p TEXT, or text on stdin")
-    _answer(Conversation(ws, mode), prompt, max_tokens, temperature, seed, json)
+
+    from cmgr.conversation import Conversation
+
+    with closing(Conversation(ws, mode, scales, log=not no_log)) as talk:
+        if go_on:
+            say(f"going on after {talk.resume()} turn(s)")
+        talk.system = talk.system if system is None else system
+        ask = Asker(talk, max_tokens, temperature, seed)
+        if session:
+            from cmgr.cli.session import run
+
+            run(ask, keep_history=not no_log)
+        else:
+            ask(prompt or "", json)
 
 
-def _answer(
-    talk: Conversation, text: str, max_tokens: int, temperature: float, seed: int, json: bool
-) -> None:
-    live = sys.stdout.isatty() and not json
-    pieces = []
-    for piece in talk.ask(text, max_tokens=max_tokens, temperature=temperature, seed=seed):
-        pieces.append(piece)
-        if live:
-            print(plain(piece), end="", flush=True)
-    assert talk.last is not None
-    if json:
-        emit_json(talk.last.model_dump())
-        return
-    if live:
-        print(flush=True)
-    else:
-        out("".join(pieces).strip())
-    who = talk.last.adapter or "base"
-    sure = f" {talk.last.probability:.2f}" if talk.last.probability is not None else ""
-    say(f"[{who}{sure}]")
+class Asker:
+    """Asks one turn of a thread and shows its answer."""
 
+    def __init__(self, talk: Conversation, max_tokens: int, temperature: float, seed: int) -> None:
+        self.talk = talk
+        self.max_tokens, self.temperature, self.seed = max_tokens, temperature, seed
 
-def _session(talk: Conversation, max_tokens: int, temperature: float, seed: int) -> None:
-    say(f"cmgr chat over {talk.ws.recipe.base.model}, mode {talk.mode}. {HELP}")
-    while True:
-        try:
-            text = input("> ").strip()
-        except EOFError:
-            say()
+    def __call__(self, text: str, json: bool = False) -> None:
+        """The answer on stdout (live on a terminal); who gave it on stderr."""
+        live = sys.stdout.isatty() and not json
+        pieces = []
+        stream = self.talk.ask(
+            text, max_tokens=self.max_tokens, temperature=self.temperature, seed=self.seed
+        )
+        with closing(stream):
+            for piece in stream:
+                pieces.append(piece)
+                if live:
+                    print(plain(piece), end="", flush=True)
+        assert self.talk.last is not None
+        if json:
+            emit_json(self.talk.last.model_dump())
             return
-        except KeyboardInterrupt:
-            say()
-            continue
-        if not text:
-            continue
-        try:
-            if text.startswith("/"):
-                _slash(talk, text)
-            else:
-                _answer(talk, text, max_tokens, temperature, seed, json=False)
-        except KeyboardInterrupt:
-            say("\n[stopped]")
-        except CmgrError as error:
-            say(f"cmgr: {error}")
+        if live:
+            print(flush=True)
+        else:
+            out("".join(pieces).strip())
+        say(dim(who(self.talk.last)))
 
 
-def _slash(talk: Conversation, text: str) -> None:
-    word, _, argument = text[1:].partition(" ")
-    if word == "culture" and argument.strip():
-        talk.set_mode(argument.strip())
-    elif word in {"auto", "base"}:
-        talk.set_mode(word)
-    elif word == "help":
-        say(HELP)
-        return
-    else:
-        raise UsageError(f"no command {text!r}. {HELP}")
-    say(f"mode {talk.mode}")
+def who(answer: Answer) -> str:
+    """Who answered, and how sure the router was: `[japan 0.93]`."""
+    sure = f" {answer.probability:.2f}" if answer.probability is not None else ""
+    kept = " kept" if answer.decided_by == "thread" else ""
+    return f"[{answer.adapter or 'base'}{sure}{kept}]"
+
+
+def _batch(
+    ws: Workspace,
+    source: str,
+    target: str,
+    mode: str,
+    scales: dict[str, float] | None,
+    max_tokens: int,
+    temperature: float,
+    seed: int,
+) -> None:
+    from cmgr.batch import read_lines, run
+    from cmgr.conversation import Routes
+
+    if source != "-" and not Path(source).is_file():
+        raise MissingError(f"{source}: no such file")
+    if source == target != "-":
+        raise UsageError(f"--batch and -o both name {source}: give the answers another file")
+    routes = Routes(ws, mode, scales)
+    lines = read_lines(None if source == "-" else Path(source))
+    with progress() as show:
+        total, failed = run(
+            ws,
+            lines,
+            emit_line if target == "-" else Path(target),
+            routes,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            seed=seed,
+            progress=show,
+        )
+    if failed:
+        where = "its answer" if target == "-" else target
+        raise PartialError(f"{failed} of {total} lines failed; each says why in `error` ({where})")

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+EVERY = 30  # seconds between lines of progress where there is no terminal
 
 WorkspaceOption = Annotated[
     Path | None,
@@ -35,12 +39,23 @@ def out(text: str) -> None:
 
 def emit_json(value: Any) -> None:
     """One JSON line on stdout."""
-    out(json.dumps(value, ensure_ascii=False))
+    emit_line(json.dumps(value, ensure_ascii=False))
+
+
+def emit_line(text: str) -> None:
+    """A JSON line on stdout; control characters that JSON lets through are escaped too."""
+    out("".join(f"\\u{ord(c):04x}" if "\x7f" <= c <= "\x9f" else c for c in text))
 
 
 def is_terminal(stream: Any) -> bool:
     """Whether colour and live progress are welcome on a stream."""
     return bool(stream.isatty()) and os.environ.get("TERM") != "dumb"
+
+
+def dim(text: str) -> str:
+    """A remark for a person on stderr: dim where colour is welcome."""
+    coloured = is_terminal(sys.stderr) and not os.environ.get("NO_COLOR")
+    return f"\x1b[2m{text}\x1b[0m" if coloured else text
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -60,17 +75,31 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
 
 @contextmanager
 def progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Progress of long work on stderr: a live bar on a terminal, else a line per finished part."""
+    """Progress of long work on stderr: a live bar on a terminal, else a line now and then."""
     if is_terminal(sys.stderr):
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Task,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
         from rich.progress import Progress as Bars
+        from rich.text import Text
+
+        class Rate(TextColumn):
+            def render(self, task: Task) -> Text:
+                return Text(f"{task.speed:.1f}/s" if task.speed else "")
 
         with Bars(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
+            Rate(""),
+            TimeRemainingColumn(),
             console=Console(stderr=True),
         ) as bars:
             tasks: dict[str, Any] = {}
@@ -83,14 +112,33 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
 
             yield show
     else:
+        began: dict[str, tuple[float, int]] = {}
+        said: dict[str, float] = {}
 
         def tell(label: str, done: int, total: int) -> None:
+            now = time.monotonic()
+            start, first = began.setdefault(label.partition(" · ")[0], (now, done))
             if done == total:
                 say(f"{label}: {done}/{total}")
+            elif done > first and now - said.setdefault(label, start) >= EVERY:
+                said[label] = now
+                rate = (done - first) / (now - start)
+                say(f"{label}: {done}/{total}, {rate:.1f}/s, {(total - done) / rate:.0f} s left")
 
         yield tell
 
 
 def plain(text: str) -> str:
-    """Text with control characters and escape sequences made harmless for a terminal."""
-    return "".join(c if c in "\n\t" or (c.isprintable()) else "�" for c in text)
+    """Text with control characters and escape sequences made harmless for a terminal.
+
+    Joiners and spaces of other scripts stay; what turns the direction of a whole line does not.
+    """
+    return "".join("�" if _harmful(c) else c for c in text)
+
+
+def _harmful(c: str) -> bool:
+    if c in "\n\t":
+        return False
+    return unicodedata.category(c) in {"Cc", "Cs"} or c in "\u202a\u202b\u202c\u202d\u202e" + (
+        "\u2066\u2067\u2068\u2069"
+    )

@@ -1,0 +1,283 @@
+"""The session of `cmgr chat`: a line to write on, and slash commands."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cmgr.cli.console import dim, is_terminal, out, plain, say
+from cmgr.conversation import MODES, parse_blend
+from cmgr.errors import CmgrError, UsageError
+from cmgr.records import Answer
+
+if TYPE_CHECKING:
+    from cmgr.cli.chat import Asker
+
+# command -> what follows it, what it does
+COMMANDS = {
+    "culture": ("NAME", "this culture's adapter answers from now on"),
+    "auto": ("", "the router decides each turn"),
+    "base": ("", "the bare base answers"),
+    "blend": ("[LIST]", "several at once: japan=0.6,brazil=0.4; without LIST the router's"),
+    "compare": ("[TEXT]", "base and each likely culture side by side; without TEXT the last turn"),
+    "why": ("", "the n-grams that decided the last turn"),
+    "system": ("[TEXT]", "set the system message; without TEXT take it away"),
+    "undo": ("", "take the last turn back"),
+    "save": ("FILE", "write the thread to FILE (.jsonl: records, else Markdown)"),
+    "status": ("", "what is loaded and kept in memory"),
+    "help": ("", "this list"),
+    "quit": ("", "leave (or Ctrl-D)"),
+}
+NARROW = 26  # columns: side by side only where each answer has at least so many
+
+
+def run(ask: Asker, keep_history: bool) -> None:
+    """Read turns until Ctrl-D. Ctrl-C stops an answer, or clears the line."""
+    talk = ask.talk
+    read = _reader(ask, keep_history)
+    mode = f"mode {_mode(ask)}"
+    say(dim(f"cmgr chat over {talk.ws.recipe.base.model}, {mode}. /help; Ctrl-D leaves"))
+    while True:
+        try:
+            text = read().strip()
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            continue
+        if not text:
+            continue
+        if text == "/quit":
+            return
+        try:
+            if text.startswith("/"):
+                slash(ask, text)
+            else:
+                ask(text)
+        except KeyboardInterrupt:
+            say("\n" + dim("[stopped]"))
+        except CmgrError as error:
+            say(f"cmgr: {error}")
+
+
+def _reader(ask: Asker, keep_history: bool) -> Callable[[], str]:
+    """prompt_toolkit on a capable terminal; a plain line otherwise. It writes to stderr."""
+    if not is_terminal(sys.stderr) or os.environ.get("TERM", "") in {"", "dumb"}:
+
+        def plain_line() -> str:
+            print("> ", end="", file=sys.stderr, flush=True)
+            line = sys.stdin.readline()
+            if not line:
+                say()
+                raise EOFError
+            return line
+
+        return plain_line
+
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.completion import CompleteEvent, Completer, Completion
+    from prompt_toolkit.document import Document
+    from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+    from prompt_toolkit.key_binding import KeyBindings
+    from prompt_toolkit.key_binding.key_processor import KeyPressEvent
+    from prompt_toolkit.output import create_output
+
+    cultures = [culture.id for culture in ask.talk.ws.recipe.cultures]
+
+    class Slash(Completer):
+        def get_completions(
+            self, document: Document, complete_event: CompleteEvent
+        ) -> Iterator[Completion]:
+            for word, start, meta in complete(document.text_before_cursor, cultures):
+                yield Completion(word, start, display_meta=meta)
+
+    keys = KeyBindings()
+
+    @keys.add("enter")
+    def _(event: KeyPressEvent) -> None:
+        event.current_buffer.validate_and_handle()
+
+    @keys.add("escape", "enter")
+    def _(event: KeyPressEvent) -> None:
+        event.current_buffer.insert_text("\n")
+
+    history: History = InMemoryHistory()
+    if keep_history:
+        path = ask.talk.ws.path("logs", "chat", "history")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        history = FileHistory(path)
+    session: PromptSession[str] = PromptSession(
+        "> ",
+        multiline=True,
+        prompt_continuation="  ",
+        history=history,
+        completer=Slash(),
+        complete_while_typing=False,
+        key_bindings=keys,
+        output=create_output(stdout=sys.stderr),
+    )
+    return session.prompt
+
+
+def complete(text: str, cultures: list[str]) -> Iterator[tuple[str, int, str]]:
+    """What can follow `text`: (word, where it begins counted back from the end, a remark)."""
+    if not text.startswith("/") or "\n" in text:
+        return
+    word, space, rest = text[1:].partition(" ")
+    if not space:
+        for name, (_, what) in COMMANDS.items():
+            if name.startswith(word):
+                yield name, -len(word), what
+    elif word in {"culture", "blend"}:
+        last = rest.rpartition(",")[2] if word == "blend" else rest
+        for culture in cultures:
+            if culture.startswith(last) and culture != last:
+                yield culture + ("=" if word == "blend" else ""), -len(last), ""
+
+
+def slash(ask: Asker, text: str) -> None:
+    """Do one slash command. Raises UsageError for one that does not exist."""
+    word, _, argument = text[1:].partition(" ")
+    argument = argument.strip()
+    if word not in COMMANDS:
+        raise UsageError(f"no command {'/' + word!r}: see /help; a turn does not begin with /")
+    if COMMANDS[word][0] in {"NAME", "FILE"} and not argument:
+        raise UsageError(f"/{word} wants {COMMANDS[word][0]}: see /help")
+    talk = ask.talk
+    if word == "help":
+        _help()
+    elif word == "culture":
+        if argument in MODES:
+            raise UsageError(f"{argument} is no culture: /{argument}")
+        talk.set_mode(argument)
+    elif word in {"auto", "base"}:
+        talk.set_mode(word)
+    elif word == "blend":
+        talk.set_mode("blend", parse_blend(argument) if argument not in {"", "auto"} else None)
+    elif word == "compare":
+        _compare(ask, argument)
+    elif word == "why":
+        _why(ask)
+    elif word == "system":
+        talk.system = argument
+        say(dim("system message set" if argument else "no system message"))
+    elif word == "undo":
+        say(dim("the last turn is taken back" if talk.undo() else "there is no turn to take back"))
+    elif word == "save":
+        _save(ask, Path(argument).expanduser())
+    elif word == "status":
+        _status(ask)
+    if word in {"culture", "auto", "base", "blend"}:
+        say(dim(f"mode {_mode(ask)}"))
+
+
+def _mode(ask: Asker) -> str:
+    routes = ask.talk.routes
+    return ",".join(f"{c}={s:g}" for c, s in routes.blend.items()) or routes.mode
+
+
+def _help() -> None:
+    for name, (argument, what) in COMMANDS.items():
+        say(f"  {f'/{name} {argument}'.strip():<18} {what}")
+    say("  Alt-Enter begins a new line, Ctrl-R searches the history, Ctrl-C stops an answer")
+
+
+def _compare(ask: Asker, text: str) -> None:
+    talk = ask.talk
+    text = text or (talk.last.prompt if talk.last else "")
+    if not text:
+        raise UsageError("/compare wants TEXT: there is no turn yet")
+    # the last turn is asked anew as if it had not been answered yet
+    again = [talk.answers.pop()] if talk.answers and talk.answers[-1].prompt == text else []
+    try:
+        answers = list(
+            talk.compare(
+                text, max_tokens=ask.max_tokens, temperature=ask.temperature, seed=ask.seed
+            )
+        )
+    finally:
+        talk.answers += again
+    show_side_by_side(answers)
+
+
+def show_side_by_side(answers: list[Answer]) -> None:
+    """Columns where the terminal is wide enough, else one below the other."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    heads = []
+    for answer in answers:
+        probability = (answer.probabilities or {}).get(answer.culture or "")
+        heads.append(f"{answer.culture or 'base'} {probability or 0:.2f}".removesuffix(" 0.00"))
+    if console.width // max(len(answers), 1) < NARROW:
+        for head, answer in zip(heads, answers, strict=True):
+            out(f"[{head}]\n{plain(answer.response)}\n")
+        return
+    view = Table(expand=True)
+    for head in heads:
+        view.add_column(head, ratio=1, overflow="fold")
+    view.add_row(*(Text(plain(answer.response)) for answer in answers))
+    console.print(view)
+
+
+def _why(ask: Asker) -> None:
+    last = ask.talk.last
+    if last is None:
+        raise UsageError("/why explains the last turn: there is none yet")
+    router = ask.talk.routes.router()
+    decision = router.decide(last.prompt)
+    shown = ", ".join(f"{c} {p:.2f}" for c, p in decision.probabilities.items())
+    say(f"the router: {decision.culture or 'abstains'} ({shown})")
+    for culture, gram, weight in router.explain(last.prompt):
+        say(f"  {weight:+.2f}  {culture:<12} {plain(gram)!r}")
+    reasons = {
+        "thread": f"it names no other culture clearly: the thread stays with {last.culture}",
+        "user": f"you chose {last.adapter or 'base'}",
+        "router": "the router decided",
+    }
+    say(reasons.get(str(last.decided_by), ""))
+
+
+def _save(ask: Asker, path: Path) -> None:
+    if path.exists():
+        raise UsageError(f"{path} exists: choose another name")
+    talk = ask.talk
+    if path.suffix == ".jsonl":
+        text = "".join(answer.model_dump_json() + "\n" for answer in talk.answers)
+    else:
+        parts = [f"*{talk.system}*\n"] if talk.system else []
+        for answer in talk.answers:
+            parts.append(f"**you:** {answer.prompt}\n")
+            parts.append(f"**{answer.adapter or 'base'}:** {answer.response}\n")
+        text = "\n".join(parts)
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
+    say(dim(f"{len(talk.answers)} turn(s) written to {path}"))
+
+
+def _status(ask: Asker) -> None:
+    talk = ask.talk
+    loaded = ", ".join(
+        f"{name} ({'activated' if name in talk.runtime.model.activated else 'standard'})"
+        for name in talk.runtime.model.adapters
+    )
+    say(f"base      {talk.ws.recipe.base.model}, context {talk.runtime.context} tokens")
+    say(f"mode      {_mode(ask)}")
+    say(f"adapters  {loaded or 'none loaded yet'}")
+    say(f"thread    {len(talk.answers)} turn(s)" + (", a system message" if talk.system else ""))
+    for kept in talk.runtime.kept():
+        reader = ", ".join(f"{n}={s:g}" for n, s in kept["adapters"].items())
+        say(f"kept      {kept['tokens']} tokens read by {reader or 'the base'}, {kept['mb']} MB")
+    last: Any = talk.last
+    if last is not None and last.usage:
+        say(
+            f"last      {last.usage['prompt_tokens']} prompt tokens, "
+            f"{last.usage['cached_tokens']} kept, {last.usage['completion_tokens']} written; "
+            f"first token after {last.timings['first_token_ms']:.0f} ms"
+        )
