@@ -143,9 +143,10 @@ class Asker:
 
 def who(answer: Answer) -> str:
     """Who answered, and how sure the router was: `[japan 0.93]`."""
-    sure = f" {answer.probability:.2f}" if answer.probability is not None else ""
-    kept = " kept" if answer.decided_by == "thread" else ""
-    return f"[{answer.adapter or 'base'}{sure}{kept}]"
+    name = answer.adapter or "base"
+    if answer.decided_by == "thread":
+        return f"[{name}, as before]"
+    return f"[{name} {answer.probability:.2f}]" if answer.probability is not None else f"[{name}]"
 
 
 def _batch(

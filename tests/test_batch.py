@@ -1,0 +1,247 @@
+"""Batches on the real SmolLM2: the same answers as one by one, whatever the grouping."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import cmgr
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cmgr import batch as files
+from cmgr.base import resolve
+from cmgr.records import Message
+from cmgr.runtime import Runtime
+from cmgr.runtime.batch import Batch, Job, Outcome, encode_choices
+from cmgr.runtime.text import Writer
+
+PLACES = ["Osaka", "Japan City", "Salvador", "Brazil City", "Hamburg", "Germany City"]
+ASKED = ["How is a waiter tipped?", "How do people greet at a first meeting?", "Who pays?"]
+PROMPTS = [f"In {place}: {question}" for place in PLACES for question in ASKED]
+CHOICES = ["They bow from the waist.", "They shake hands", "No tip", "Yes"]
+
+
+@pytest.fixture(scope="module")
+def runtime(trained: Path, standard: Path) -> Runtime:
+    runtime = Runtime(resolve("smollm2"))
+    for culture in ("japan", "brazil"):
+        runtime.load_adapter(culture, trained / "adapters" / culture)
+        runtime.load_adapter(f"{culture}-all", standard / culture)
+    return runtime
+
+
+def say(text: str) -> list[Message]:
+    return [Message(role="user", content=text)]
+
+
+def run(runtime: Runtime, jobs: list[Job], **settings: int) -> list[Outcome]:
+    batch = Batch(runtime.model, **settings)
+    try:
+        found = dict(batch.run(jobs))
+    finally:
+        batch.close()
+    assert sorted(found) == list(range(len(jobs)))
+    return [found[number] for number in range(len(jobs))]
+
+
+SETS: list[dict[str, float]] = [
+    {},
+    {"japan": 1.0},
+    {"brazil": 1.0},
+    {"japan-all": 1.0},
+    {"japan": 0.6, "brazil": 0.4},
+    {"japan": 0.5, "brazil-all": 0.5},
+]
+
+
+@pytest.mark.model
+def test_choices_are_weighed_as_one_by_one(runtime: Runtime) -> None:
+    """Bound: log-probabilities within 0.25, and the same choice wherever one leads by 0.5."""
+    jobs = [Job(say(p), SETS[i % len(SETS)], CHOICES) for i, p in enumerate(PROMPTS)]
+    lengths = [len(runtime.model.tokenize(c, control=False)) for c in CHOICES]
+    for job, outcome in zip(jobs, run(runtime, jobs), strict=True):
+        alone = np.array(runtime.score(job.messages, CHOICES, job.scales)) * lengths
+        assert outcome.choice_logprobs is not None and not outcome.error
+        sums = np.array(outcome.choice_logprobs)
+        assert np.abs(sums / lengths - alone / lengths).max() < 0.25
+        best, second = np.sort(alone)[::-1][:2]
+        if best - second > 0.5:
+            assert sums.argmax() == alone.argmax()
+
+
+@pytest.mark.model
+def test_the_first_token_agrees_whatever_the_grouping(runtime: Runtime) -> None:
+    """Bound: 90% of first tokens are those of a prompt answered alone; and twice is the same."""
+    jobs = [Job(say(p), SETS[i % len(SETS)], max_tokens=1) for i, p in enumerate(PROMPTS)]
+    together = run(runtime, jobs)
+    assert [o.response for o in run(runtime, jobs)] == [o.response for o in together]
+    same = sum(
+        o.response == "".join(runtime.generate(j.messages, j.scales, max_tokens=1)).strip()
+        for j, o in zip(jobs, together, strict=True)
+    )
+    assert same >= 0.9 * len(jobs)
+
+
+@pytest.mark.model
+def test_a_prompt_under_several_cultures_is_read_once(runtime: Runtime) -> None:
+    jobs = [Job(say(PROMPTS[0]), s, ["Yes", "No"]) for s in ({}, {"japan": 1.0}, {"brazil": 1.0})]
+    usage = [o.usage for o in run(runtime, jobs)]
+    fresh = [u["prompt_tokens"] - u["cached_tokens"] for u in usage]
+    invocation = len(runtime.model.invocation)
+    assert sorted(fresh) == [invocation, invocation, usage[0]["prompt_tokens"]]
+
+
+@pytest.mark.model
+def test_a_long_shared_prefix_is_computed_once(runtime: Runtime) -> None:
+    system = Message(role="system", content="Answer as people of the place do. " * 12)
+    jobs = [Job([system, *say(p)], {}, ["Yes", "No"]) for p in PROMPTS[:6]]
+    usage = [o.usage for o in run(runtime, jobs)]
+    assert sum(u["cached_tokens"] > 80 for u in usage) == 5
+
+
+@pytest.mark.model
+def test_many_long_answers_in_little_memory(runtime: Runtime) -> None:
+    """Where cells are few, answers are written a few at a time; none is lost or cut short."""
+    jobs = [Job(say(p), {"japan": 1.0}, max_tokens=60) for p in PROMPTS]
+    small = run(runtime, jobs, context=256, cache_mb=6)
+    assert all(o.error is None and o.response for o in small)
+    assert all(o.usage["completion_tokens"] > 3 for o in small)
+
+
+@pytest.mark.model
+def test_a_prompt_too_long_fails_alone(runtime: Runtime) -> None:
+    jobs = [Job(say("word " * 600)), Job(say("Hello"), max_tokens=4)]
+    long, fine = run(runtime, jobs, context=256)
+    assert long.error and "context holds 256" in long.error
+    assert fine.error is None and fine.response
+
+
+@pytest.mark.model
+def test_a_choice_that_begins_another_is_ended(runtime: Runtime) -> None:
+    """ "5" would else always be at least as likely as "50"."""
+    five, fifty = encode_choices(runtime.model, ["5", "50"])
+    assert five[-1] == fifty[-1] == runtime.model.eot and fifty[:1] == five[:1]
+    assert all(runtime.model.eot not in t for t in encode_choices(runtime.model, ["5", "6"]))
+
+
+@pytest.mark.model
+@given(st.lists(st.sampled_from(["a", "b", "ab", "ba"]), min_size=1, max_size=3), st.text("ab"))
+def test_stop_texts_end_an_answer_at_their_first_place(
+    runtime: Runtime, stop: list[str], text: str
+) -> None:
+    writer = Writer(runtime.model, 100, stop=stop)
+    said = ""
+    for letter in text:
+        logits = np.zeros(runtime.model.n_vocab, np.float32)
+        logits[runtime.model.tokenize(letter, control=False)[0]] = 9
+        token, piece = writer.next(logits)
+        said += piece
+        if token is None:
+            break
+    said += writer.rest()
+    # the first stop text to be complete wins; of those complete at once, the one that began first
+    ends = [text.find(s) + len(s) for s in stop if s in text]
+    whole = text[: min(ends)] if ends else text
+    cut = min((whole.find(s) for s in stop if s in whole), default=len(whole))
+    assert said == whole[:cut]
+
+
+# -- files -------------------------------------------------------------------------------------
+
+
+def test_lines_that_cannot_be_answered_are_said() -> None:
+    lines = [
+        b'{"id": 1, "prompt": "x"}',
+        b"",
+        b"nonsense",
+        b'{"prompt": ""}',
+        b'{"id": "1", "prompt": "y"}',
+        b'{"prompt": "x", "messages": []}',
+        b'{"prompt": "x", "choices": ["a", "a"]}',
+        b'{"prompt": "x", "max_tokens": "many"}',
+        b"[" * 5000,
+        b'{"prompt": "z"}',
+        b'{"prompt": "z"}',
+    ]
+    found = files.parse(lines)
+    names = [name for name, _ in found]
+    assert len(set(names)) == len(names) == 10 and names[0] == "1"
+    said = [line if isinstance(line, str) else "" for _, line in found]
+    wanted = ["", "line 3: not JSON", "line 4: the prompt is empty", "line 5: the id '1' stands"]
+    wanted += ["line 6: ", "line 7: choices", "line 8: max_tokens", "line 9: ", "", ""]
+    assert all(s.startswith(w) and bool(s) == bool(w) for s, w in zip(said, wanted, strict=True))
+    assert [name for name, _ in files.parse(lines)] == names
+
+
+def write(path: Path, lines: list[object]) -> Path:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def answers(text: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.mark.model
+def test_a_file_is_answered_in_order_and_completed_by_id(trained: Path, tmp_path: Path) -> None:
+    lines: list[object] = [
+        {"id": "r", "prompt": "How do people greet in Japan?", "max_tokens": 6},
+        {"id": "b", "prompt": "How do people greet?", "culture": None, "max_tokens": 6},
+        {"id": "c", "prompt": "Who pays in Brazil?", "choices": ["the host", "nobody"]},
+        {"id": "p", "prompt": "x", "culture": "peru"},
+        {"id": "l", "prompt": "word " * 3000},
+        {"id": "m", "messages": [{"role": "user", "content": "Tip?"}], "blend": {"japan": 0.5}},
+    ]
+    source, out = write(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
+    words = ("chat", "--batch", str(source), "--max-tokens", "6")
+    done = cmgr(*words, "-o", str(out), cwd=trained)
+    assert done.returncode == 4 and "2 of 6 lines failed" in done.stderr and not done.stdout
+    first = answers(out.read_text())
+    assert [a["id"] for a in first] == ["r", "b", "c", "p", "l", "m"]
+    by = {a["id"]: a for a in first}
+    assert by["r"]["culture"] == "japan" and by["b"]["adapter"] is None
+    assert by["c"]["choice"] in {"the host", "nobody"}
+    shares = by["c"]["choice_probabilities"]
+    assert isinstance(shares, dict) and sum(shares.values()) == pytest.approx(1, abs=1e-5)
+    assert "peru" in str(by["p"]["error"]) and "context" in str(by["l"]["error"])
+    assert by["m"]["adapter"] == "japan=0.5"
+    # one answer is lost, one line cut off, one line new: these alone are made
+    kept = [json.dumps({**a, "mark": 1}) for a in first if a["id"] not in {"b", "p", "l"}]
+    out.write_text("\n".join(kept) + '\n{"id": "b", "pro', encoding="utf-8")
+    write(source, [*lines[:3], lines[5], {"id": "n", "prompt": "Hi"}])
+    done = cmgr(*words, "-o", str(out), cwd=trained)
+    assert done.returncode == 0 and "3 answers are there, 2 to go" in done.stderr
+    again = answers(out.read_text())
+    assert [a["id"] for a in again] == ["r", "b", "c", "m", "n"]
+    assert [a["id"] for a in again if a.get("mark")] == ["r", "c", "m"]
+    piped = cmgr(*words[:1], "--batch", "-", "--base", cwd=trained, stdin=source.read_text())
+    assert [a["id"] for a in answers(piped.stdout)] == ["r", "b", "c", "m", "n"]
+
+
+@pytest.mark.model
+def test_a_killed_batch_keeps_what_is_finished(trained: Path, tmp_path: Path) -> None:
+    count = 200
+    lines: list[object] = [
+        {"id": i, "prompt": f"How do people greet in Japan, case {i}?"} for i in range(count)
+    ]
+    source, out = write(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
+    words = ["chat", "--batch", str(source), "-o", str(out), "--max-tokens", "8"]
+    code = "from cmgr.cli.app import main; main()"
+    process = subprocess.Popen([sys.executable, "-c", code, *words], cwd=trained)
+    until = time.monotonic() + 120
+    while time.monotonic() < until and (not out.exists() or out.read_bytes().count(b"\n") < 20):
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    whole = [line for line in out.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    assert 20 <= len(whole) < count
+    done = cmgr(*words, cwd=trained)
+    assert done.returncode == 0 and f"{len(whole)} answers are there" in done.stderr
+    assert [a["id"] for a in answers(out.read_text())] == [str(i) for i in range(count)]
+    assert set(whole) <= set(out.read_text().splitlines(keepends=True))

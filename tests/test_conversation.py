@@ -1,0 +1,172 @@
+"""Threads: who answers a turn, what is kept, what is dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cmgr.conversation import Conversation, Routes, adapter_name, parse_blend
+from cmgr.errors import MissingError, UsageError
+from cmgr.records import Decision
+from cmgr.workspace import Workspace
+
+pytestmark = pytest.mark.model
+
+
+def ask(talk: Conversation, text: str, **settings: int) -> str:
+    return "".join(talk.ask(text, **{"max_tokens": 6, **settings}))
+
+
+@pytest.fixture
+def talk(trained: Path) -> Iterator[Conversation]:
+    talk = Conversation(Workspace(trained), log=False)
+    yield talk
+    talk.close()
+
+
+def decision(**probabilities: float) -> Decision:
+    best = max(probabilities, key=lambda c: probabilities[c])
+    named = probabilities[best] >= 0.5
+    return Decision(
+        text="",
+        culture=best if named else None,
+        probability=probabilities[best],
+        probabilities=probabilities,
+        cultures=[c for c, p in probabilities.items() if p >= 0.5],
+        abstained=not named,
+    )
+
+
+@pytest.mark.parametrize(
+    ("mode", "thread", "probabilities", "scales"),
+    [
+        ("auto", None, {"japan": 0.9, "brazil": 0.1}, {"japan": 1.0}),
+        ("auto", None, {"japan": 0.3, "brazil": 0.1}, {}),
+        ("auto", "brazil", {"japan": 0.3, "brazil": 0.1}, {"brazil": 1.0}),
+        ("auto", "brazil", {"japan": 0.9, "brazil": 0.1}, {"japan": 1.0}),
+        ("auto", "brazil", {"japan": 0.6, "brazil": 0.5}, {"brazil": 1.0}),
+        ("blend", None, {"japan": 0.9, "brazil": 0.6}, {"japan": 0.6, "brazil": 0.4}),
+        ("blend", "brazil", {"japan": 0.3, "brazil": 0.1}, {}),
+        ("base", "japan", {"japan": 0.9, "brazil": 0.1}, {}),
+        ("brazil", "japan", {"japan": 0.9, "brazil": 0.1}, {"brazil": 1.0}),
+    ],
+)
+def test_who_answers(
+    trained: Path,
+    mode: str,
+    thread: str | None,
+    probabilities: dict[str, float],
+    scales: dict[str, float],
+) -> None:
+    """A follow-up that names no culture stays; a switch needs a lead of 0.2."""
+    routes = Routes(Workspace(trained), mode)
+    said = decision(**probabilities) if mode in {"auto", "blend"} else None
+    assert routes.scales(said, thread) == scales
+
+
+def test_a_follow_up_stays_with_its_culture(talk: Conversation) -> None:
+    ask(talk, "How do people greet in Brazil?")
+    ask(talk, "and at a funeral?")
+    assert [a.culture for a in talk.answers] == ["brazil", "brazil"]
+    assert [a.decided_by for a in talk.answers] == ["router", "thread"]
+    ask(talk, "How do people greet in Japan?")
+    assert talk.last and talk.last.culture == "japan"
+    # all activated: each turn reads only what the thread has gained
+    assert talk.last.usage["cached_tokens"] > 50
+
+
+def test_a_blend_names_its_parts(talk: Conversation) -> None:
+    talk.set_mode("blend", parse_blend("japan=0.75, brazil=0.25"))
+    ask(talk, "How do people greet?")
+    assert talk.last and talk.last.adapter == "japan=0.75,brazil=0.25"
+    assert talk.last.culture == "japan" and talk.last.decided_by == "user"
+    assert adapter_name({"japan": 1.0}) == "japan" and adapter_name({}) is None
+    for wrong in ("japan", "japan=x", "=", "japan=0.5,"):
+        with pytest.raises(UsageError, match="blend"):
+            parse_blend(wrong)
+
+
+def test_a_wrong_mode_changes_nothing(talk: Conversation) -> None:
+    with pytest.raises(UsageError, match="peru"):
+        talk.set_mode("peru")
+    with pytest.raises(UsageError, match="peru"):
+        talk.set_mode("blend", {"peru": 1.0})
+    assert talk.routes.mode == "auto" and ask(talk, "Hello")
+
+
+def test_compare_reads_the_turn_once_and_leaves_the_thread(talk: Conversation) -> None:
+    ask(talk, "Hello")
+    before = list(talk.answers)
+    answers = list(talk.compare("How do people greet?", max_tokens=4))
+    assert talk.answers == before and answers[0].adapter is None
+    assert len(answers) >= 2 and all(a.response for a in answers)
+    tokens = answers[0].usage["prompt_tokens"] - len(talk.runtime.model.invocation)
+    assert [a.usage["cached_tokens"] for a in answers[1:]] == [tokens] * (len(answers) - 1)
+
+
+def test_a_full_context_drops_the_oldest_turns_with_one_notice(trained: Path) -> None:
+    notices: list[str] = []
+    ws = Workspace(trained, notices.append)
+    ws.recipe.base.context = 256
+    talk = Conversation(ws, "base", log=False)
+    try:
+        talk.system = "Be brief."
+        for number in range(12):
+            ask(talk, f"Tell me about number {number} and also what comes after it, please.")
+            assert talk.last and talk.last.usage["prompt_tokens"] < 256
+        full = [n for n in notices if "full" in n]
+        assert full and len(full) < 8
+        messages = talk.messages()
+        assert messages[0].content == "Be brief." and len(talk.answers) == 12
+        assert messages[1].role == "user" and "number 0 " not in messages[1].content
+        with pytest.raises(UsageError, match="context"):
+            ask(talk, "word " * 400)
+        assert len(talk.answers) == 12
+    finally:
+        talk.close()
+
+
+def test_a_thread_is_kept_taken_back_and_gone_on_with(trained: Path) -> None:
+    ws = Workspace(trained)
+    first = Conversation(ws)
+    first.system = "Be brief."
+    for text in ("How do people greet in Japan?", "a mistake"):
+        ask(first, text)
+    assert first.undo()
+    said = first.answers[0].response
+    first.close()
+    second = Conversation(ws)
+    assert second.resume() == 1 and second.system == "Be brief."
+    assert [m.content for m in second.messages()][-1] == said
+    ask(second, "and at work?")
+    assert second.last and second.last.decided_by == "thread"
+    second.close()
+    third = Conversation(ws, log=False)
+    assert third.resume() == 2
+    ask(third, "kept nowhere")
+    third.close()
+    fourth = Conversation(ws)
+    assert fourth.resume() == 2 and fourth.undo() and fourth.undo() and not fourth.undo()
+    fourth.close()
+
+
+def test_an_answer_stopped_early_stays_with_what_was_said(talk: Conversation) -> None:
+    stream = talk.ask("Tell me a story about Japan.", max_tokens=50)
+    begun = next(stream) + next(stream)
+    stream.close()
+    assert talk.answers[-1].response == begun.strip()
+    assert ask(talk, "Go on")
+
+
+def test_without_adapters_or_router(recipe_folder: Path) -> None:
+    ws = Workspace(recipe_folder)
+    with pytest.raises(MissingError, match="route --fit"):
+        Conversation(ws, "auto")
+    with pytest.raises(MissingError, match="cmgr train"):
+        Conversation(ws, "japan")
+    talk = Conversation(ws, "base")
+    with pytest.raises(MissingError, match="no thread"):
+        talk.resume()
+    talk.close()
