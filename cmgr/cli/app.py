@@ -26,6 +26,7 @@ COMMANDS = {
     "train": "Stage 3: one LoRA adapter per culture, exported to GGUF.",
     "route": "Decide which culture's adapter a prompt needs, or none.",
     "chat": "Get answers from the base and the adapter of the routed culture.",
+    "bench": "Measure base and adapters on this machine.",
     "eval": "Score base, prompted base and routed on held-out items.",
 }
 
