@@ -6,18 +6,17 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cmgr.base import resolve
-from cmgr.conversation import Routes, adapter_name
+from cmgr.conversation import Routes, describe
 from cmgr.errors import CmgrError
-from cmgr.records import Answer, Decision, Message, make_id
+from cmgr.records import Answer, Decision, Message, json_lines, make_id
 from cmgr.runtime.batch import Batch, Job, Outcome
 from cmgr.runtime.llama import Model
-from cmgr.workspace import Progress, Workspace, write_atomic
+from cmgr.workspace import Progress, Workspace, append_lines, write_atomic
 
 WINDOW = 1024  # prompts that are read and answered together
 
@@ -121,30 +120,27 @@ def run(
     todo: list[tuple[str, Line]] = []
     failed = 0
     store = _Store(out, [name for name, _ in items])
-    try:
-        for name, line in items:
-            old = kept.get(name)
-            if isinstance(line, str):
-                store.put(Answer(id=name, prompt="", culture=None, adapter=None, error=line))
-                failed += 1
-            elif old is not None and not old.error and old.prompt == line.text:
-                store.have(old)
-            else:
-                todo.append((name, line))
-        if kept and isinstance(out, Path) and todo:
-            ws.say(f"{out}: {len(items) - len(todo) - failed} answers are there, {len(todo)} to go")
-        done = len(items) - len(todo)
-        if progress and items:
+    for name, line in items:
+        old = kept.get(name)
+        if isinstance(line, str):
+            store.put(Answer(id=name, prompt="", culture=None, adapter=None, error=line))
+            failed += 1
+        elif old is not None and not old.error and old.prompt == line.text:
+            store.have(old)
+        else:
+            todo.append((name, line))
+    if kept and isinstance(out, Path) and todo:
+        ws.say(f"{out}: {len(items) - len(todo) - failed} answers are there, {len(todo)} to go")
+    done = len(items) - len(todo)
+    if progress and items:
+        progress("chat", done, len(items))
+    for answer in _answers(ws, todo, routes, max_tokens, temperature, seed):
+        store.put(answer)
+        failed += answer.error is not None
+        done += 1
+        if progress:
             progress("chat", done, len(items))
-        for answer in _answers(ws, todo, routes, max_tokens, temperature, seed):
-            store.put(answer)
-            failed += answer.error is not None
-            done += 1
-            if progress:
-                progress("chat", done, len(items))
-        store.finish(kept)
-    finally:
-        store.close()
+    store.finish(kept)
     return len(items), failed
 
 
@@ -209,27 +205,16 @@ def _scales(
     decisions: dict[str, Decision | None],
 ) -> dict[str, float]:
     """Who answers a line; what was decided goes into its record. Raises CmgrError."""
-    asked = line.model_fields_set
-    decision = None
-    if line.blend:
-        scales = dict(line.blend)
-    elif "culture" in asked:
-        scales = {line.culture: 1.0} if line.culture not in {None, "base"} else {}
+    if line.blend or "culture" in line.model_fields_set:
+        named = {line.culture: 1.0} if line.culture not in {None, "base"} else {}
+        scales = line.blend or named
+        describe(record, scales)
+        record.decided_by = "user"
     else:
         if line.text not in decisions:
             decisions[line.text] = routes.decide(line.text)
-        decision = decisions[line.text]
-        scales = routes.scales(decision)
-        if decision is not None:
-            scales = {c: s for c, s in scales.items() if not routes.missing(c)}
-    for culture in scales:
-        routes.ws.recipe.culture(culture)
-        model.load_adapter(culture, routes.adapter_folder(culture))
-    record.culture = max(scales, key=lambda c: scales[c]) if scales else None
-    record.adapter = adapter_name(scales)
-    record.decided_by = "user" if decision is None else "router"
-    if decision is not None:
-        record.probability, record.probabilities = decision.probability, decision.probabilities
+        scales = routes.choose(record, decisions[line.text])
+    routes.load(model, scales)
     return scales
 
 
@@ -265,45 +250,32 @@ class _Store:
     def __init__(self, out: Path | Callable[[str], None], order: list[str]) -> None:
         self.out = out
         self.order = order
-        self.lines: dict[str, str] = {}
+        self.answers: dict[str, Answer] = {}
         self.given = 0
-        self.file: Any = None
         if isinstance(out, Path):
             out.parent.mkdir(parents=True, exist_ok=True)
-            self.file = out.open("a+b")
-            if self.file.tell():
-                self.file.seek(-1, 2)
-                if self.file.read(1) != b"\n":
-                    self.file.write(b"\n")  # a line cut off by a kill stays apart
+            append_lines(out, "")  # a place that cannot be written to is found out now
 
     def have(self, answer: Answer) -> None:
         """An answer that the file holds."""
-        self.lines[answer.id] = answer.model_dump_json()
+        self.answers[answer.id] = answer
 
     def put(self, answer: Answer) -> None:
         """A new answer."""
-        line = self.lines[answer.id] = answer.model_dump_json()
-        if self.file is not None:
-            self.file.write(line.encode() + b"\n")
-            self.file.flush()
-        elif callable(self.out):
-            while self.given < len(self.order) and self.order[self.given] in self.lines:
-                self.out(self.lines.pop(self.order[self.given]))
-                self.given += 1
+        self.answers[answer.id] = answer
+        if isinstance(self.out, Path):
+            append_lines(self.out, json_lines([answer]), sync=False)
+            return
+        while self.given < len(self.order) and self.order[self.given] in self.answers:
+            self.out(self.answers.pop(self.order[self.given]).model_dump_json())
+            self.given += 1
 
     def finish(self, kept: dict[str, Answer]) -> None:
         """Put the file in the order of the input; answers of other ids stay, after them."""
         if isinstance(self.out, Path):
-            self.close()
-            here = set(self.order)
-            lines = [self.lines[name] for name in self.order]
-            lines += [a.model_dump_json() for name, a in kept.items() if name not in here]
-            write_atomic(self.out, "".join(line + "\n" for line in lines).encode())
-
-    def close(self) -> None:
-        if self.file is not None:
-            self.file.close()
-            self.file = None
+            others = [answer for name, answer in kept.items() if name not in self.answers]
+            ordered = [self.answers[name] for name in self.order]
+            write_atomic(self.out, json_lines([*ordered, *others]).encode())
 
 
 def read_lines(path: Path | None) -> list[bytes]:

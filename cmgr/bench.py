@@ -40,7 +40,8 @@ def machine(base: Path, model: Model) -> dict[str, Any]:
     about["gpu_offload"] = bool(llama_cpp.llama_supports_gpu_offload())
     about["base"] = base.name
     about["base_mb"] = round(base.stat().st_size / 2**20)
-    about["file_type"] = _file_type(model)
+    kind = model.metadata("general.file_type")
+    about["file_type"] = int(kind) if kind and kind.isdigit() else None
     return about
 
 
@@ -51,14 +52,6 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def _file_type(model: Model) -> int | None:
-    import ctypes
-
-    buffer = ctypes.create_string_buffer(32)
-    size = model.lib.llama_model_meta_val_str(model.handle, b"general.file_type", buffer, 32)
-    return int(buffer.value) if size > 0 and buffer.value.isdigit() else None
 
 
 def advice(facts: Mapping[str, Any], figures: Mapping[str, Any]) -> list[str]:

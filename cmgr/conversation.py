@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from cmgr.base import resolve
 from cmgr.errors import MissingError, UsageError
-from cmgr.records import Answer, Decision, Message, make_id
+from cmgr.records import Answer, Decision, Message, json_lines, make_id
 from cmgr.runtime import Runtime
+from cmgr.runtime.llama import Model
 from cmgr.workspace import Workspace, write_atomic
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Routes:
 
     def set(self, mode: str, blend: Mapping[str, float] | None = None) -> None:
         """Change who answers from the next turn on."""
-        for culture in blend or ([] if mode in MODES else [mode]):
+        for culture in named(mode, blend):
             self.ws.recipe.culture(culture)
         if mode == "auto" or (mode == "blend" and not blend):
             self.router()
@@ -76,18 +77,51 @@ class Routes:
                 culture = thread
         return {culture: 1.0} if culture else {}
 
-    def adapter_folder(self, culture: str) -> Path:
-        """Where a culture's adapter lies."""
-        return self.ws.path("adapters", culture)
+    def choose(
+        self, answer: Answer, decision: Decision | None, thread: str | None = None
+    ) -> dict[str, float]:
+        """The scales for a turn, without routed cultures that have no adapter yet (said once).
+
+        What was decided goes into `answer`.
+        """
+        scales = self.scales(decision, thread)
+        if decision is not None:
+            scales = {c: s for c, s in scales.items() if not self.missing(c)}
+        describe(answer, scales)
+        answer.decided_by = "user"
+        if decision is not None:
+            best = answer.culture
+            answer.probability = decision.probabilities[best] if best else decision.probability
+            answer.probabilities = decision.probabilities
+            stays = best is not None and best == thread != decision.culture
+            answer.decided_by = "thread" if stays else "router"
+        return scales
+
+    def load(self, model: Model, cultures: Iterable[str]) -> None:
+        """Initialise the adapters of cultures. Raises UsageError, MissingError, CmgrError."""
+        for culture in cultures:
+            self.ws.recipe.culture(culture)
+            model.load_adapter(culture, self.ws.path("adapters", culture))
 
     def missing(self, culture: str) -> bool:
-        """Whether a routed culture has no adapter yet; says so once."""
-        if (self.adapter_folder(culture) / "adapter.gguf").is_file():
+        """Whether a culture has no adapter yet; says so once."""
+        if self.ws.path("adapters", culture, "adapter.gguf").is_file():
             return False
         if culture not in self._told:
             self._told.add(culture)
             self.ws.say(f"no adapter for {culture} yet (cmgr train); the base answers")
         return True
+
+
+def named(mode: str, blend: Mapping[str, float] | None) -> list[str]:
+    """The cultures that a mode fixes by name, whatever the router says."""
+    return list(blend or ([] if mode in MODES else [mode]))
+
+
+def describe(answer: Answer, scales: Mapping[str, float]) -> None:
+    """Note in a record which adapters are on, and the strongest of them."""
+    answer.adapter = adapter_name(scales)
+    answer.culture = max(scales, key=lambda c: scales[c]) if scales else None
 
 
 def adapter_name(scales: Mapping[str, float]) -> str | None:
@@ -142,7 +176,7 @@ class Conversation:
             resolve(settings.model, ws.folder), settings.context, settings.cache_mb
         )
         try:
-            self._load(self.routes.blend or ([] if mode in MODES else [mode]))
+            self.routes.load(self.runtime.model, named(mode, blend))
         except BaseException:
             self.close()
             raise
@@ -153,13 +187,8 @@ class Conversation:
 
     def set_mode(self, mode: str, blend: Mapping[str, float] | None = None) -> None:
         """Change who answers from the next turn on; nothing changes when it raises."""
-        self._load(blend or ([] if mode in MODES else [self.ws.recipe.culture(mode).id]))
+        self.routes.load(self.runtime.model, named(mode, blend))
         self.routes.set(mode, blend)
-
-    def _load(self, cultures: Mapping[str, float] | list[str]) -> None:
-        for culture in cultures:
-            self.ws.recipe.culture(culture)
-            self.runtime.load_adapter(culture, self.routes.adapter_folder(culture))
 
     # -- the thread --------------------------------------------------------------------------
 
@@ -179,8 +208,7 @@ class Conversation:
         self._first = min(self._first, len(self.answers))
         self.last = self.answers[-1] if self.answers else None
         if self._log:
-            data = "".join(a.model_dump_json() + "\n" for a in self.answers)
-            write_atomic(self._log, data.encode())
+            write_atomic(self._log, json_lines(self.answers).encode())
         return True
 
     def resume(self) -> int:
@@ -233,11 +261,8 @@ class Conversation:
 
         A turn whose answer is stopped early stays in the thread with what was said.
         """
-        decision = self.routes.decide(text)
-        scales = self.routes.scales(decision, self._thread_culture())
-        if decision is not None:
-            scales = {c: s for c, s in scales.items() if not self.routes.missing(c)}
-        answer = self._record(text, scales, decision)
+        answer = self._record(text)
+        scales = self.routes.choose(answer, self.routes.decide(text), self._thread_culture())
         try:
             yield from self._stream(answer, scales, max_tokens, temperature, seed)
         finally:
@@ -261,30 +286,22 @@ class Conversation:
             if culture and self.routes.missing(culture):
                 continue
             scales = {culture: 1.0} if culture else {}
-            answer = self._record(text, scales, decision)
+            answer = self._record(text)
+            describe(answer, scales)
+            answer.probability = decision.probabilities.get(culture or "", decision.probability)
+            answer.probabilities = decision.probabilities
             for _ in self._stream(answer, scales, max_tokens, temperature, seed):
                 pass
             yield answer
 
-    def _record(self, text: str, scales: dict[str, float], decision: Decision | None) -> Answer:
-        best = max(scales, key=lambda c: scales[c]) if scales else None
-        probability = None
-        by: Literal["user", "router", "thread"] = "user"
-        if decision is not None:
-            probability = decision.probabilities[best] if best else decision.probability
-            by = "router" if best == decision.culture or not best else "thread"
-        answer = Answer(
-            id=make_id(text, len(self.answers), scales, secrets.token_hex(4)),
+    def _record(self, text: str) -> Answer:
+        return Answer(
+            id=make_id(text, len(self.answers), secrets.token_hex(4)),
             prompt=text,
-            culture=best,
-            adapter=adapter_name(scales),
-            probability=probability,
-            probabilities=decision.probabilities if decision else None,
-            decided_by=by,
+            culture=None,
+            adapter=None,
+            system=self.system or None,
         )
-        if self.system:
-            answer.system = self.system
-        return answer
 
     def _stream(
         self,
@@ -294,7 +311,7 @@ class Conversation:
         temperature: float,
         seed: int,
     ) -> Iterator[str]:
-        self._load(scales)
+        self.routes.load(self.runtime.model, scales)
 
         def usage(tokens: dict[str, int], timings: dict[str, float]) -> None:
             answer.usage, answer.timings = tokens, timings

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -29,6 +30,11 @@ class Record(BaseModel):
     """A JSON line; fields that a later version adds are kept."""
 
     model_config = ConfigDict(extra="allow")
+
+
+def json_lines(records: Iterable[Record]) -> str:
+    """Records as a file holds them, one a line."""
+    return "".join(record.model_dump_json() + "\n" for record in records)
 
 
 class Query(Record):

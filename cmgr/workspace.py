@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from cmgr import recipe as recipes
 from cmgr.errors import CmgrError, MissingError, UsageError
-from cmgr.records import Record, make_id, now
+from cmgr.records import Record, json_lines, make_id, now
 
 R = TypeVar("R", bound=Record)
 # progress(label, done, total): what long work calls to show how far it is
@@ -31,6 +31,23 @@ def write_atomic(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
+
+
+def append_lines(path: Path, lines: str, sync: bool = True) -> None:
+    """Append whole lines in one write; a line that a kill cut off before stays apart.
+
+    With `sync` they are on the disk on return; without, they outlive this process only.
+    """
+    data = lines.encode()
+    with path.open("a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                data = b"\n" + data
+        file.write(data)
+        file.flush()
+        if sync:
+            os.fsync(file.fileno())
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -127,17 +144,10 @@ class Workspace:
 
     def append(self, name: str, records: Iterable[Record]) -> int:
         """Append records to `name`.jsonl, one write a call; returns how many."""
-        lines = [record.model_dump_json() + "\n" for record in records]
-        if lines:
-            path = self.path(f"{name}.jsonl")
-            data = "".join(lines).encode()
-            with path.open("a+b") as file:
-                if file.tell() and _last_byte(path) != b"\n":
-                    data = b"\n" + data  # a line cut off by a kill stays apart
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        return len(lines)
+        written = list(records)
+        if written:
+            append_lines(self.path(f"{name}.jsonl"), json_lines(written))
+        return len(written)
 
     def read(self, name: str, kind: type[R]) -> list[R]:
         """All records of `name`.jsonl, the last of each id; damaged lines go to quarantine."""
@@ -240,12 +250,6 @@ class Workspace:
         finally:
             holder.unlink(missing_ok=True)
             lock.release()
-
-
-def _last_byte(path: Path) -> bytes:
-    with path.open("rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1)
 
 
 def hash_records(records: Iterable[Record], *settings: Any) -> str:

@@ -18,7 +18,8 @@ from cmgr import batch as files
 from cmgr.base import resolve
 from cmgr.records import Message
 from cmgr.runtime import Runtime
-from cmgr.runtime.batch import Batch, Job, Outcome, encode_choices
+from cmgr.runtime.batch import Batch, Job, Outcome
+from cmgr.runtime.choices import encode_choices
 from cmgr.runtime.text import Writer
 
 PLACES = ["Osaka", "Japan City", "Salvador", "Brazil City", "Hamburg", "Germany City"]

@@ -14,6 +14,8 @@ from typing import Annotated, Any
 
 import typer
 
+# characters that turn the direction of what follows (Unicode Bidirectional Algorithm)
+TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 EVERY = 30  # seconds between lines of progress where there is no terminal
 
 WorkspaceOption = Annotated[
@@ -139,6 +141,4 @@ def plain(text: str) -> str:
 def _harmful(c: str) -> bool:
     if c in "\n\t":
         return False
-    return unicodedata.category(c) in {"Cc", "Cs"} or c in "\u202a\u202b\u202c\u202d\u202e" + (
-        "\u2066\u2067\u2068\u2069"
-    )
+    return unicodedata.category(c) in {"Cc", "Cs"} or c in TURNING

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cmgr.cli.console import dim, is_terminal, out, plain, say
 from cmgr.conversation import MODES, parse_blend
 from cmgr.errors import CmgrError, UsageError
-from cmgr.records import Answer
+from cmgr.records import Answer, json_lines
 
 if TYPE_CHECKING:
     from cmgr.cli.chat import Asker
@@ -247,7 +247,7 @@ def _save(ask: Asker, path: Path) -> None:
         raise UsageError(f"{path} exists: choose another name")
     talk = ask.talk
     if path.suffix == ".jsonl":
-        text = "".join(answer.model_dump_json() + "\n" for answer in talk.answers)
+        text = json_lines(talk.answers)
     else:
         parts = [f"*{talk.system}*\n"] if talk.system else []
         for answer in talk.answers:

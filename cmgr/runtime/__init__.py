@@ -16,12 +16,11 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cmgr.base import Base
 from cmgr.errors import UsageError
 from cmgr.records import Message
-from cmgr.runtime.llama import Context, Logits, Model, Reader, Scales, log_softmax
+from cmgr.runtime.choices import Branch, weigh
+from cmgr.runtime.llama import Logits, Model, Reader, Scales
 from cmgr.runtime.text import Writer
 
 ANSWER = 1  # the sequence of the answer being written; choices take those after it
@@ -91,11 +90,6 @@ class Runtime:
 
     # -- computing ---------------------------------------------------------------------------
 
-    def read(self, messages: Sequence[Message], scales: Mapping[str, float] | None = None) -> int:
-        """Read a prompt ahead of its answer; returns how many of its tokens were kept."""
-        reader = self._reader(self.model.scales(scales or {}))
-        return reader.read(self.prompt_tokens(messages))
-
     def _invoke(self, reader: Reader, scales: Scales) -> Logits:
         """Copy the conversation, switch all adapters on, read the invocation: next logits."""
         context, invocation = reader.context, self.model.invocation
@@ -125,10 +119,11 @@ class Runtime:
         wanted = self.model.scales(scales)
         reader = self._reader(wanted)
         reader.read(self.prompt_tokens(messages))
-        first = log_softmax(self._invoke(reader, wanted))
+        logits = self._invoke(reader, wanted)
         start = len(reader.kept) + len(self.model.invocation)
         encoded = [self.model.tokenize(choice, control=False) for choice in choices]
-        totals = continuations(reader.context, ANSWER, start, first, encoded, ANSWER + 1)
+        branch = Branch(ANSWER, start, logits, encoded)
+        (totals,) = weigh(reader.context, [branch], ANSWER + 1, self.context - start)
         reader.context.drop(ANSWER)
         return [total / len(tokens) for total, tokens in zip(totals, encoded, strict=True)]
 
@@ -188,36 +183,3 @@ class Runtime:
                         "total_ms": round((time.perf_counter() - began) * 1000, 1),
                     },
                 )
-
-
-def continuations(
-    context: Context,
-    sequence: int,
-    start: int,
-    first: np.ndarray[Any, Any],
-    encoded: Sequence[Sequence[int]],
-    free: int,
-) -> list[float]:
-    """The log-probability of each token list as what follows `sequence`, which stays as it is.
-
-    `first` are the log-probabilities of the next token, at position `start`; sequences from `free`
-    on are used, and left empty.
-    """
-    totals = [float(first[tokens[0]]) for tokens in encoded]
-    group: list[int] = []
-    cells = context.cells - start
-    for number in [n for n, tokens in enumerate(encoded) if len(tokens) > 1] + [-1]:
-        wanted = sum(len(encoded[n]) - 1 for n in [*group, number])
-        if group and (number < 0 or len(group) == context.sequences - free or wanted > cells):
-            items = []
-            for place, n in enumerate(group, free):
-                context.copy(sequence, place)
-                items += [(t, start + i, place, True) for i, t in enumerate(encoded[n][:-1])]
-            rows = iter(context.decode(items))
-            for place, n in enumerate(group, free):
-                for token in encoded[n][1:]:
-                    totals[n] += float(log_softmax(next(rows))[token])
-                context.drop(place)
-            group = []
-        group.append(number)
-    return totals

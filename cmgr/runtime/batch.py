@@ -15,7 +15,8 @@ import numpy as np
 
 from cmgr.errors import UsageError
 from cmgr.records import Message
-from cmgr.runtime.llama import Context, Logits, Model, Scales, Token, common_prefix, log_softmax
+from cmgr.runtime.choices import Branch, encode_choices, weigh
+from cmgr.runtime.llama import Context, Logits, Model, Scales, Token, common_prefix, too_long
 from cmgr.runtime.text import Writer
 
 # llama.cpp has 256 sequences: one for the shared prefix, the rest for prompts and their copies
@@ -51,20 +52,28 @@ class Outcome:
 
 @dataclass
 class _Prompt:
-    """A prompt read once, with the jobs that want it, by adapter set."""
+    """A prompt read once, with the tasks that want it, by adapter set."""
 
     tokens: list[int]
-    jobs: dict[Scales, list[int]] = field(default_factory=dict)
+    tasks: dict[Scales, list[_Task]] = field(default_factory=dict)
     cached: int = 0
 
 
-@dataclass
-class _Answer:
-    """A job's answer in the making, in a sequence of its own."""
+@dataclass(frozen=True)
+class _Task:
+    """A job with its number, its prompt, and the tokens of its choices."""
 
     number: int
     job: Job
     prompt: _Prompt
+    encoded: list[list[int]]
+
+
+@dataclass
+class _Answer:
+    """A task's answer in the making, in a sequence of its own."""
+
+    task: _Task
     writer: Writer
     sequence: int
     position: int
@@ -73,7 +82,7 @@ class _Answer:
 
 
 class Batch:
-    """Answers jobs over a model; its context is made on first use and kept.
+    """Answers jobs over a model, in a context of its own.
 
     `context` bounds a prompt with its answer, in tokens; `cache_mb` bounds the KV of all.
     """
@@ -94,54 +103,56 @@ class Batch:
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Outcome]]:
         """Yield (index of the job, its outcome) as each is finished."""
         prompts: dict[tuple[Scales, tuple[int, ...]], _Prompt] = {}
+        tokens_of: dict[tuple[tuple[str, str], ...], list[int]] = {}
         for number, job in enumerate(jobs):
             try:
                 scales = self.model.scales(job.scales)
-                tokens = self.model.prompt_tokens(job.messages)
-                self._check(job, tokens)
+                said = tuple((m.role, m.content) for m in job.messages)
+                if said not in tokens_of:
+                    tokens_of[said] = self.model.prompt_tokens(job.messages)
+                tokens = tokens_of[said]
+                encoded = self._checked(job, tokens)
             except UsageError as error:
                 yield number, Outcome(error=str(error))
                 continue
             key = (self.model.read_by(scales), tuple(tokens))
             prompt = prompts.setdefault(key, _Prompt(tokens))
-            prompt.jobs.setdefault(scales, []).append(number)
+            prompt.tasks.setdefault(scales, []).append(_Task(number, job, prompt, encoded))
         # one reader after the other; within it, prompts of the same adapters stand together
         ordered = sorted(
-            prompts.items(), key=lambda item: (item[0][0], sorted(item[1].jobs), item[1].tokens)
+            prompts.items(), key=lambda item: (item[0][0], sorted(item[1].tasks), item[1].tokens)
         )
         group: list[_Prompt] = []
         reader: Scales = ()
         for (wanted, _), prompt in ordered:
-            if group and (wanted != reader or not self._fits(jobs, [*group, prompt])):
-                yield from self._group(jobs, reader, group)
+            if group and (wanted != reader or not self._fits([*group, prompt])):
+                yield from self._group(reader, group)
                 group = []
             reader = wanted
             group.append(prompt)
         if group:
-            yield from self._group(jobs, reader, group)
+            yield from self._group(reader, group)
 
     # -- how much at once --------------------------------------------------------------------
 
-    def _check(self, job: Job, tokens: Sequence[int]) -> None:
-        if job.choices and not all(job.choices):
+    def _checked(self, job: Job, tokens: Sequence[int]) -> list[list[int]]:
+        """The tokens of a job's choices. Raises UsageError where it cannot be answered."""
+        if not all(job.choices):
             raise UsageError("choices must be texts that are not empty")
+        encoded = encode_choices(self.model, job.choices)
         need = len(tokens) + len(self.model.invocation) + 1
-        if job.choices:
-            need += max(len(self.model.tokenize(c, control=False)) for c in job.choices)
-        if need > self.limit:
-            raise UsageError(
-                f"the prompt has {len(tokens)} tokens, the context holds {self.limit}. "
-                "Shorten it, or raise base.context in the recipe"
-            )
+        if need + max(map(len, encoded), default=0) > self.limit:
+            raise too_long(tokens, self.limit)
+        return encoded
 
-    def _room(self, job: Job, prompt: _Prompt) -> int:
-        """Cells that a job needs beside its prompt."""
+    def _room(self, task: _Task) -> int:
+        """Cells that a task needs beside its prompt."""
         invocation = len(self.model.invocation)
-        if job.choices:
+        if task.encoded:
             return invocation
-        return min(invocation + job.max_tokens, self.limit - len(prompt.tokens))
+        return min(invocation + task.job.max_tokens, self.limit - len(task.prompt.tokens))
 
-    def _fits(self, jobs: Sequence[Job], group: Sequence[_Prompt]) -> bool:
+    def _fits(self, group: Sequence[_Prompt]) -> bool:
         if len(group) > PROMPTS:
             return False
         read = sum(len(p.tokens) for p in group) - len(group) * len(self._prefix)
@@ -149,18 +160,17 @@ class Batch:
 
     # -- one group ---------------------------------------------------------------------------
 
-    def _group(
-        self, jobs: Sequence[Job], reader: Scales, group: list[_Prompt]
-    ) -> Iterator[tuple[int, Outcome]]:
+    def _group(self, reader: Scales, group: list[_Prompt]) -> Iterator[tuple[int, Outcome]]:
         context = self.context
         places = {id(prompt): place for place, prompt in enumerate(group, PREFIX + 1)}
         try:
             self._read(reader, group)
-            for scales in sorted({s for prompt in group for s in prompt.jobs}):
-                todo = [(p, n) for p in group for n in p.jobs.get(scales, ())]
+            for scales in sorted({s for prompt in group for s in prompt.tasks}):
+                todo = [task for prompt in group for task in prompt.tasks.get(scales, ())]
                 while todo:
-                    now, todo = self._portion(jobs, group, todo)
-                    yield from self._answer(jobs, scales, places, now, len(group) + 1)
+                    count = self._portion(todo[: SEQUENCES - 1 - len(group)])
+                    yield from self._answer(scales, places, todo[:count], len(group) + 1)
+                    todo = todo[count:]
         except BaseException:
             context.clear()
             self._prefix = []
@@ -192,48 +202,35 @@ class Batch:
         context.decode(items)
         self._used = start + len(items)
 
-    def _portion(
-        self, jobs: Sequence[Job], group: list[_Prompt], todo: list[tuple[_Prompt, int]]
-    ) -> tuple[list[tuple[_Prompt, int]], list[tuple[_Prompt, int]]]:
-        """Of the answers to write, those for which there are cells and sequences; and the rest."""
+    def _portion(self, todo: list[_Task]) -> int:
+        """How many of these answers there are cells for, one at least."""
         free = self.context.cells - self._used
-        count = 0
-        for prompt, number in todo[: SEQUENCES - 1 - len(group)]:
-            free -= self._room(jobs[number], prompt)
+        for count, task in enumerate(todo):
+            free -= self._room(task)
             if free < 0 and count:
-                break
-            count += 1
-        return todo[:count], todo[count:]
+                return count
+        return len(todo)
 
     def _answer(
-        self,
-        jobs: Sequence[Job],
-        scales: Scales,
-        places: dict[int, int],
-        now: list[tuple[_Prompt, int]],
-        free: int,
+        self, scales: Scales, places: dict[int, int], tasks: list[_Task], free: int
     ) -> Iterator[tuple[int, Outcome]]:
         """Answers under one adapter set, in lockstep, in sequences from `free` on."""
         context, invocation = self.context, self.model.invocation
         context.use(scales)
         items: list[Token] = []
         answers = []
-        for sequence, (prompt, number) in enumerate(now, free):
-            context.copy(places[id(prompt)], sequence)
-            start = len(prompt.tokens)
+        for sequence, task in enumerate(tasks, free):
+            context.copy(places[id(task.prompt)], sequence)
+            start = len(task.prompt.tokens)
             last = start + len(invocation) - 1
             items += [(t, i, sequence, i == last) for i, t in enumerate(invocation, start)]
-            job = jobs[number]
+            job = task.job
             writer = Writer(self.model, job.max_tokens, job.temperature, job.seed, job.stop)
-            answers.append(
-                _Answer(number, job, prompt, writer, sequence, last + 1, np.empty(0, np.float32))
-            )
+            answers.append(_Answer(task, writer, sequence, last + 1, np.empty(0, np.float32)))
         for answer, logits in zip(answers, context.decode(items), strict=True):
             answer.logits = logits
-        weighed = [answer for answer in answers if answer.job.choices]
-        if weighed:
-            yield from self._weigh(weighed, free + len(answers))
-        going = [answer for answer in answers if not answer.job.choices]
+        yield from self._weigh([a for a in answers if a.task.encoded], free + len(answers))
+        going = [answer for answer in answers if not answer.task.encoded]
         while going:
             items, rest = [], []
             for answer in going:
@@ -252,61 +249,22 @@ class Batch:
             going = rest
 
     def _weigh(self, answers: list[_Answer], free: int) -> Iterator[tuple[int, Outcome]]:
-        """Log-probabilities of choices: the first tokens' are there, the others' are computed."""
-        context = self.context
-        waiting: list[tuple[list[float], int, list[int], _Answer]] = []
-        totals: dict[int, list[float]] = {}
-        for answer in answers:
-            first = log_softmax(answer.logits)
-            encoded = encode_choices(self.model, answer.job.choices)
-            totals[answer.number] = [float(first[tokens[0]]) for tokens in encoded]
-            waiting += [
-                (totals[answer.number], number, tokens, answer)
-                for number, tokens in enumerate(encoded)
-                if len(tokens) > 1
-            ]
-        cells = context.cells - self._used - len(answers) * len(self.model.invocation)
-        while waiting:
-            count, size = 0, 0
-            for _, _, tokens, _ in waiting[: max(1, SEQUENCES - free)]:
-                size += len(tokens) - 1
-                if count and size > cells:
-                    break
-                count += 1
-            now, waiting = waiting[:count], waiting[count:]
-            items: list[Token] = []
-            for place, (_, _, tokens, answer) in enumerate(now, free):
-                context.copy(answer.sequence, place)
-                items += [(t, answer.position + i, place, True) for i, t in enumerate(tokens[:-1])]
-            rows = iter(context.decode(items))
-            for place, (sums, number, tokens, _) in enumerate(now, free):
-                for token in tokens[1:]:
-                    sums[number] += float(log_softmax(next(rows))[token])
-                context.drop(place)
-        for answer in answers:
-            context.drop(answer.sequence)
+        """The outcomes of those that have choices."""
+        cells = self.context.cells - self._used - len(answers) * len(self.model.invocation)
+        branches = [Branch(a.sequence, a.position, a.logits, a.task.encoded) for a in answers]
+        totals = weigh(self.context, branches, free, cells)
+        for answer, sums in zip(answers, totals, strict=True):
+            self.context.drop(answer.sequence)
             number, outcome = self._outcome(answer)
-            outcome.choice_logprobs = totals[number]
+            outcome.choice_logprobs = sums
             yield number, outcome
 
     def _outcome(self, answer: _Answer) -> tuple[int, Outcome]:
-        tokens = len(answer.prompt.tokens) + len(self.model.invocation)
+        prompt = answer.task.prompt
         usage = {
-            "prompt_tokens": tokens,
-            "cached_tokens": answer.prompt.cached,
+            "prompt_tokens": len(prompt.tokens) + len(self.model.invocation),
+            "cached_tokens": prompt.cached,
             "completion_tokens": answer.writer.made,
         }
-        answer.prompt.cached = len(answer.prompt.tokens)  # read once: the next job reads nothing
-        return answer.number, Outcome(answer.text.strip(), usage=usage)
-
-
-def encode_choices(model: Model, choices: Sequence[str]) -> list[list[int]]:
-    """The tokens of each choice; with the end token where one choice begins another.
-
-    Without it "5" would always be at least as likely as "50".
-    """
-    encoded = [model.tokenize(choice, control=False) for choice in choices]
-    nested = any(
-        a is not b and len(a) < len(b) and b[: len(a)] == a for a in encoded for b in encoded
-    )
-    return [[*tokens, model.eot] for tokens in encoded] if nested else encoded
+        prompt.cached = len(prompt.tokens)  # read once: the next task reads nothing
+        return answer.task.number, Outcome(answer.text.strip(), usage=usage)

@@ -79,6 +79,12 @@ class Model:
         head = lib.llama_model_n_embd(handle) // lib.llama_model_n_head(handle)
         return int(4 * lib.llama_model_n_layer(handle) * lib.llama_model_n_head_kv(handle) * head)
 
+    def metadata(self, key: str) -> str | None:
+        """A value of the GGUF's header, as text (the first 255 bytes); None where it is absent."""
+        buffer = ctypes.create_string_buffer(256)
+        size = self.lib.llama_model_meta_val_str(self.handle, key.encode(), buffer, 256)
+        return buffer.value.decode(errors="replace") if size >= 0 else None
+
     def close(self) -> None:
         """Free the model; its adapters go with it."""
         if self.handle:
@@ -283,10 +289,7 @@ class Reader:
         Raises UsageError when they leave no room for an answer.
         """
         if len(tokens) + len(self.model.invocation) >= self.context.cells:
-            raise UsageError(
-                f"the prompt has {len(tokens)} tokens, the context holds {self.context.cells}. "
-                "Shorten it, or raise base.context in the recipe"
-            )
+            raise too_long(tokens, self.context.cells)
         same = common_prefix(self.kept, tokens)
         self.kept = self.kept[:same]
         if not self.context.drop(0, same):  # memory that cannot be cut, as in recurrent models
@@ -305,6 +308,14 @@ class Reader:
         """Drop all KV; the next prompt is read from its start."""
         self.context.clear()
         self.kept = []
+
+
+def too_long(tokens: Sequence[int], context: int) -> UsageError:
+    """The error for a prompt that leaves no room for its answer."""
+    return UsageError(
+        f"the prompt has {len(tokens)} tokens, the context holds {context}. "
+        "Shorten it, or raise base.context in the recipe"
+    )
 
 
 def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
