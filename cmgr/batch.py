@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cmgr.base import resolve
-from cmgr.conversation import Routes, describe
+from cmgr.conversation import Routes, adapter_name, describe
 from cmgr.errors import CmgrError
 from cmgr.records import Answer, Decision, Message, json_lines, make_id
 from cmgr.runtime.batch import Batch, Job, Outcome
@@ -125,7 +125,7 @@ def run(
         if isinstance(line, str):
             store.put(Answer(id=name, prompt="", culture=None, adapter=None, error=line))
             failed += 1
-        elif old is not None and not old.error and old.prompt == line.text:
+        elif old is not None and not old.error and _answers_it(old, line, routes):
             store.have(old)
         else:
             todo.append((name, line))
@@ -142,6 +142,29 @@ def run(
             progress("chat", done, len(items))
     store.finish(kept)
     return len(items), failed
+
+
+def _answers_it(old: Answer, line: Line, routes: Routes) -> bool:
+    """Whether a kept answer is to this very line: its prompt, its choices, and who was to answer.
+
+    What the router decided stands, as long as the router is still to decide.
+    """
+    if old.prompt != line.text or set(old.choice_probabilities or {}) != set(line.choices):
+        return False
+    wanted = _wanted(line)
+    if wanted is None and routes.routed:
+        return old.decided_by == "router"
+    scales = routes.scales(None) if wanted is None else wanted
+    return old.decided_by == "user" and old.adapter == adapter_name(scales)
+
+
+def _wanted(line: Line) -> dict[str, float] | None:
+    """The adapters that a line names itself; None where the command's mode decides."""
+    if line.blend:
+        return line.blend
+    if "culture" not in line.model_fields_set:
+        return None
+    return {line.culture: 1.0} if line.culture not in {None, "base"} else {}
 
 
 def _answers(
@@ -205,9 +228,8 @@ def _scales(
     decisions: dict[str, Decision | None],
 ) -> dict[str, float]:
     """Who answers a line; what was decided goes into its record. Raises CmgrError."""
-    if line.blend or "culture" in line.model_fields_set:
-        named = {line.culture: 1.0} if line.culture not in {None, "base"} else {}
-        scales = line.blend or named
+    scales = _wanted(line)
+    if scales is not None:
         describe(record, scales)
         record.decided_by = "user"
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -13,6 +14,7 @@ from typing import Any
 
 from cmgr.base import resolve, threads
 from cmgr.errors import MissingError
+from cmgr.merge import cat
 from cmgr.records import Message
 from cmgr.runtime import Runtime
 from cmgr.runtime.batch import Batch, Job
@@ -21,6 +23,7 @@ from cmgr.workspace import Progress, Workspace
 
 PROMPT, ANSWER = 256, 32  # tokens read, tokens written, for the rates
 TURN = "In which year was the house built, and by whom?"
+MERGED = "one+other"  # two adapters made one; no culture can have this id
 STORY = "The house stood at the end of a long road between two fields of barley. "
 # GGUF file types (general.file_type) without a fast kernel for reading prompts on x86-64 CPUs
 SLOW_TYPES = {3: "Q4_1", 8: "Q5_0", 9: "Q5_1"}
@@ -113,10 +116,14 @@ def measure(ws: Workspace, prompts: int = 48, progress: Progress | None = None) 
         sets: dict[str, dict[str, float]] = {"base": {}, "one adapter": {cultures[0]: 1.0}}
         if len(cultures) > 1:
             sets["blend of two"] = {cultures[0]: 0.6, cultures[1]: 0.4}
+            with tempfile.TemporaryDirectory() as scratch:
+                parents = {ws.path("adapters", c): s for c, s in sets["blend of two"].items()}
+                runtime.load_adapter(MERGED, cat(parents, Path(scratch)))
+            sets["two merged into one"] = {MERGED: 1.0}
         figures["switch_ms"] = round(_switch(runtime, sets["one adapter"]), 3)
         figures["rates"] = {name: _rates(runtime, s) for name, s in sets.items()}
         tick()
-        figures["first_token"] = _first_tokens(runtime, cultures)
+        figures["first_token"] = first_tokens(runtime, cultures)
         tick()
         figures["batch"] = _batch(runtime, cultures, prompts)
         tick()
@@ -177,7 +184,7 @@ def _rates(runtime: Runtime, scales: dict[str, float]) -> dict[str, float]:
     }
 
 
-def _first_tokens(runtime: Runtime, cultures: list[str]) -> dict[str, Any]:
+def first_tokens(runtime: Runtime, cultures: list[str]) -> dict[str, Any]:
     """Milliseconds to the first token of a turn in a long thread: read cold, kept, switched."""
     room = min(1000, runtime.context - 256)
     sentences = 1

@@ -44,6 +44,9 @@ class Routes:
             self.router()
         self.mode, self.blend = mode, dict(blend or {})
 
+    def __str__(self) -> str:
+        return adapter_name(self.blend) or self.mode
+
     def router(self) -> Router:
         """The workspace's router, read on first use."""
         if self._router is None:
@@ -52,10 +55,14 @@ class Routes:
             self._router = Router.load(self.ws.path("router"))
         return self._router
 
+    @property
+    def routed(self) -> bool:
+        """Whether the router decides, and not the user."""
+        return self.mode == "auto" or (self.mode == "blend" and not self.blend)
+
     def decide(self, text: str) -> Decision | None:
         """The router's decision on a turn; None where the user has decided."""
-        routed = self.mode == "auto" or (self.mode == "blend" and not self.blend)
-        return self.router().decide(text) if routed else None
+        return self.router().decide(text) if self.routed else None
 
     def scales(self, decision: Decision | None, thread: str | None = None) -> dict[str, float]:
         """The adapters for a turn; {} is the bare base.
@@ -162,7 +169,6 @@ class Conversation:
         log: bool = True,
     ) -> None:
         self.ws = ws
-        self.routes = Routes(ws, mode, blend)
         self.system = ""
         self.answers: list[Answer] = []
         self.last: Answer | None = None
@@ -172,9 +178,9 @@ class Conversation:
             name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(2)}.jsonl"
             self._log = ws.path("logs", "chat", name)
         settings = ws.recipe.base
-        self.runtime = Runtime(
-            resolve(settings.model, ws.folder), settings.context, settings.cache_mb
-        )
+        base = resolve(settings.model, ws.folder)
+        self.routes = Routes(ws, mode, blend)
+        self.runtime = Runtime(base, settings.context, settings.cache_mb)
         try:
             self.routes.load(self.runtime.model, named(mode, blend))
         except BaseException:

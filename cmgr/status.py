@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from cmgr import evaluate, router, search, synthesize, train
+from cmgr import evaluate, search, synthesize, train
 from cmgr.base import resolve
 from cmgr.errors import CmgrError
+from cmgr.router import fitting
 from cmgr.workspace import Workspace, read_json
 
 
@@ -49,7 +50,7 @@ def of(ws: Workspace) -> dict[str, Any]:
         ("search", _state(ws, "search", lambda: search.wanted_inputs(ws))),
         ("synthesize", _state(ws, "synthesize", lambda: synthesize.wanted_inputs(ws))),
         ("train", trained),
-        ("route", _state(ws, "route", lambda: router.wanted_inputs(ws))),
+        ("route", _state(ws, "route", lambda: fitting.wanted_inputs(ws))),
         ("eval", _state(ws, "eval", lambda: evaluate.wanted_inputs(ws))),
     ]
     commands = {"route": "cmgr route --fit"}

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from cmgr import recipe as recipes
 from cmgr.errors import CmgrError, MissingError, UsageError
+from cmgr.loading import recipe_above
 from cmgr.records import Record, json_lines, make_id, now
 
 R = TypeVar("R", bound=Record)
@@ -87,12 +88,11 @@ class Workspace:
                     "Make one: cmgr init quickstart"
                 )
             return cls(folder, say)
-        here = Path.cwd()
-        for candidate in (here, *here.parents):
-            if (candidate / "recipe.yaml").is_file():
-                return cls(candidate, say)
+        found = recipe_above(Path.cwd())
+        if found:
+            return cls(found.parent, say)
         raise MissingError(
-            f"no recipe.yaml in {here} or above it. Give -w DIR, or make a workspace: "
+            f"no recipe.yaml in {Path.cwd()} or above it. Give -w DIR, or make a workspace: "
             "cmgr init quickstart"
         )
 

@@ -18,7 +18,9 @@ from cmgr.errors import CmgrError, MissingError
 from cmgr.recipe import Culture
 from cmgr.recipe import Router as Settings
 from cmgr.records import Evidence, Example, Message
-from cmgr.router import Router, build, fit, fit_pipeline, neutral_prompts, texts, training_texts
+from cmgr.router import Router, texts
+from cmgr.router.fitting import build, fit, fit_pipeline
+from cmgr.router.texts import neutral_prompts, training_texts
 from cmgr.workspace import Workspace, read_json
 
 CULTURES = [

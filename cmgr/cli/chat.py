@@ -21,11 +21,11 @@ from cmgr.cli.console import (
     say,
 )
 from cmgr.errors import MissingError, PartialError, UsageError
-from cmgr.workspace import Workspace
 
 if TYPE_CHECKING:
     from cmgr.conversation import Conversation
     from cmgr.records import Answer
+    from cmgr.workspace import Workspace
 
 
 def command(
@@ -67,6 +67,7 @@ def command(
 ) -> None:
     """Ask the base and its adapters."""
     from cmgr.conversation import parse_blend
+    from cmgr.workspace import Workspace
 
     if (culture is not None) + base + auto_route + (blend is not None) > 1:
         raise UsageError("choose one of --culture, --base, --auto-route and --blend")

@@ -90,7 +90,7 @@ def command(
 
 
 def _fit(ws: Any, force: bool) -> None:
-    from cmgr.router import build
+    from cmgr.router.fitting import build
 
     with ws.lock("cmgr route --fit"), console.progress() as progress:
         made = build(ws, force, progress)

@@ -43,13 +43,14 @@ def command(
 
 
 def _stages() -> list[tuple[str, Any]]:
-    from cmgr import evaluate, router, search, synthesize, train
+    from cmgr import evaluate, search, synthesize, train
+    from cmgr.router import fitting
 
     return [
         ("search", search.build),
         ("synthesize", synthesize.build),
         ("train", train.build),
-        ("route", router.build),
+        ("route", fitting.build),
         ("eval", evaluate.build),
     ]
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from cmgr.base import Base, generation_prompt, segments, template_hash, threads
 from cmgr.errors import CmgrError, MissingError, UsageError
+from cmgr.loading import library, open_file
 from cmgr.records import Message
 from cmgr.workspace import read_json
 
@@ -21,17 +22,6 @@ Scales = tuple[tuple[str, float], ...]  # adapters at work, sorted by name; () i
 Token = tuple[int, int, int, bool]  # token, position, sequence, whether its logits are wanted
 
 BATCH = 512
-
-
-def _library() -> Any:
-    import llama_cpp
-
-    if not hasattr(llama_cpp, "_cmgr_log"):
-        quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
-        llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
-        llama_cpp._cmgr_log = quiet  # kept: llama.cpp holds only the pointer
-        llama_cpp.llama_backend_init()
-    return llama_cpp
 
 
 def log_softmax(logits: Logits) -> npt.NDArray[np.float64]:
@@ -49,10 +39,9 @@ class Model:
     """
 
     def __init__(self, base: Base) -> None:
-        self.lib = _library()
+        self.lib = library()
         self.base = base
-        parameters = self.lib.llama_model_default_params()
-        self.handle = self.lib.llama_model_load_from_file(str(base.gguf).encode(), parameters)
+        self.handle = open_file(base.gguf)
         if not self.handle:
             raise CmgrError(f"llama.cpp cannot load {base.gguf}: damaged, or an unknown kind")
         self.vocab = self.lib.llama_model_get_vocab(self.handle)

@@ -17,7 +17,12 @@ def test_figures_and_facts(trained: Path) -> None:
     done = cmgr("bench", "--prompts", "6", "--json", cwd=trained)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert set(found["rates"]) == {"base", "one adapter", "blend of two"}
+    assert set(found["rates"]) == {
+        "base",
+        "one adapter",
+        "blend of two",
+        "two merged into one",
+    }
     assert all(rate > 0 for rates in found["rates"].values() for rate in rates.values())
     assert found["first_token"]["thread_tokens"] > 900
     assert found["adapters"] == dict.fromkeys(("japan", "brazil", "germany"), "activated")

@@ -18,7 +18,7 @@ from test_router import workspace
 
 from cmgr.cli.route import command
 from cmgr.errors import CmgrError, MissingError, PartialError, UsageError
-from cmgr.router import build
+from cmgr.router.fitting import build
 
 app = typer.Typer()
 app.command("route")(command)
