@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from cmgr.records import Message
 
+WEIGHTS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]  # no *.bin: pickles
 SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -55,7 +56,10 @@ def resolve(reference: str, folder: Path | None = None) -> Base:
     if reference.startswith("hf:"):
         repo, _, name = reference.removeprefix("hf:").partition(":")
         if not name.endswith(".gguf"):
-            raise UsageError(f"base {reference!r}: name the GGUF file too, hf:OWNER/REPO:FILE.gguf")
+            raise UsageError(
+                f"base {reference!r}: name the GGUF file too, hf:OWNER/REPO:FILE.gguf; weights to "
+                "train from go to base.train_from"
+            )
         try:
             from huggingface_hub import hf_hub_download
         except ImportError:
@@ -63,10 +67,7 @@ def resolve(reference: str, folder: Path | None = None) -> Base:
         try:
             return Base(reference, Path(hf_hub_download(repo, name)))
         except Exception as error:
-            raise MissingError(
-                f"base {reference}: not in the local cache, and the hub did not give it "
-                f"({type(error).__name__}). Check the name and the network."
-            ) from None
+            raise _not_from_hub(f"base {reference}", error) from None
     if not reference.endswith(".gguf"):
         raise UsageError(
             f"base {reference!r} is not known: smollm2, a path to a .gguf file, or "
@@ -76,6 +77,42 @@ def resolve(reference: str, folder: Path | None = None) -> Base:
         if path.is_file():
             return Base(reference, path.resolve())
     raise MissingError(f"base model {reference}: no such file (looked in {folder or Path.cwd()})")
+
+
+def weights_folder(reference: str, folder: Path) -> Path:
+    """The folder of safetensors weights that `base.train_from` names: hf:OWNER/REPO, or a path.
+
+    A relative path is looked for from `folder`, then from here. Raises MissingError.
+    """
+    if reference.startswith("hf:"):
+        repo = reference.removeprefix("hf:")
+        try:
+            from huggingface_hub import snapshot_download
+        except ImportError:
+            raise missing_extra("train", f"The weights {reference}") from None
+        try:
+            # no *.bin: those are pickles
+            return Path(
+                snapshot_download(
+                    repo, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+                )
+            )
+        except Exception as error:
+            raise _not_from_hub(reference, error) from None
+    for path in (folder / reference, Path(reference)):
+        if (path / "config.json").is_file():
+            return path.resolve()
+    raise MissingError(
+        f"base.train_from {reference}: no folder with a config.json (looked in {folder}). Give "
+        "hf:OWNER/REPO, or a folder of safetensors weights"
+    )
+
+
+def _not_from_hub(reference: str, error: Exception) -> MissingError:
+    return MissingError(
+        f"{reference}: not in the local cache, and the hub did not give it "
+        f"({type(error).__name__}). Check the name and the network."
+    )
 
 
 def template_hash(template: str) -> str:

@@ -1,40 +1,137 @@
-"""A PEFT LoRA folder written as GGUF LoRA, exactly, for llama.cpp."""
+"""A PEFT LoRA folder written as GGUF LoRA, exactly, for llama.cpp.
+
+The layout is the one that llama.cpp's `src/llama-adapter.cpp` reads: `<tensor>.lora_a` (r, in) and
+`<tensor>.lora_b` (out, r), `adapter.lora.alpha` (applied as alpha / r) and, for an activated
+adapter, `adapter.alora.invocation_tokens`. What it has no place for is refused, by name.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import os
 import re
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from cmgr import __version__
-from cmgr.errors import CmgrError
+from cmgr.errors import CmgrError, MissingError
 
 Array = npt.NDArray[np.float32]
+Dtype = Literal["f16", "f32", "q8_0"]
 
-# transformers' model_type -> GGUF architecture, for those whose export has been checked
-ARCHITECTURES = {"llama": "llama"}
+# transformers' model_type -> GGUF architecture; the tests compare each with llama.cpp's arithmetic
+ARCHITECTURES = {
+    "llama": "llama",
+    "mistral": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "gemma2": "gemma2",
+    "gemma3_text": "gemma3",
+    "phi3": "phi3",
+}
+PERMUTED = "llama"  # the one whose q and k rows stand in another order: see `permute`
 
-
+# settings of PEFT's LoraConfig that change the arithmetic: llama.cpp adds alpha / r * B A, no more
 UNFAITHFUL = (
     "use_dora",
     "modules_to_save",
     "alpha_pattern",
     "rank_pattern",
     "trainable_token_indices",
+    "fan_in_fan_out",
+    "layer_replication",
+    "target_parameters",
+    "use_qalora",
+    "use_bdlora",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+    "lora_bias",
 )
+# initialisations that take something out of the base's own weights: the adapter belongs to what
+# is left. PEFT writes `true` in their place where it has converted the adapter
+CHANGE_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
+KEY = re.compile(r"base_model\.model\.(.+)\.lora_(A|B)\.weight")
 
 
-def refuse_unfaithful(config: dict[str, Any]) -> None:
-    """Raise CmgrError, by name, for what GGUF LoRA cannot say: it applies one alpha / r."""
+# -- what can be written -----------------------------------------------------------------------
+
+
+def check_supported(model_config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of a base's text model; its `model_type` is one of ARCHITECTURES.
+
+    `model_config` is the base's Hugging Face configuration. Raises CmgrError, which names the
+    architecture and those that are supported.
+    """
+    found, model_type = model_config, model_config.get("model_type")
+    # the text model of mistral3 says mistral, but has an architecture of its own in llama.cpp
+    if model_type not in ARCHITECTURES and model_type != "mistral3":
+        found = model_config.get("text_config") or model_config
+    if found.get("model_type") not in ARCHITECTURES:
+        raise CmgrError(
+            f"base architecture {model_type!r}: its adapters cannot be written as GGUF LoRA yet "
+            f"(supported: {', '.join(ARCHITECTURES)})"
+        )
+    for key in ("num_hidden_layers", "num_attention_heads"):
+        if not found.get(key):
+            raise CmgrError(f"the base's configuration ({model_type}) does not say {key}")
+    return found
+
+
+def refuse_unfaithful(config: dict[str, Any], model_config: dict[str, Any] | None = None) -> None:
+    """Raise CmgrError, by name, for what GGUF LoRA cannot say.
+
+    `config` is the adapter_config.json, and may come from before the training; with the base's
+    configuration a LoRA on a tied head is found too.
+    """
+    if config.get("peft_type", "LORA") != "LORA":
+        raise _unfaithful(f"peft_type {config['peft_type']}")
     for key in UNFAITHFUL:
         if config.get(key):
-            raise CmgrError(f"adapter_config.json: {key} cannot be written to GGUF LoRA faithfully")
-    if config.get("bias", "none") != "none" or config.get("lora_bias"):
-        raise CmgrError("adapter_config.json: trained biases cannot be written to GGUF LoRA")
+            raise _unfaithful(key)
+    if config.get("bias", "none") != "none":
+        raise _unfaithful("bias (trained biases)")
+    init = config.get("init_lora_weights")
+    if isinstance(init, str) and init.startswith(CHANGE_BASE):
+        raise _unfaithful(f"init_lora_weights {init} (it changes the base's weights)")
+    if config.get("invocation_string") and not config.get("alora_invocation_tokens"):
+        raise _unfaithful("invocation_string without alora_invocation_tokens")
+    for key in ("r", "lora_alpha"):
+        if not config.get(key):  # to llama.cpp an alpha of 0 means 1 * B A
+            raise _unfaithful(f"{key} {config.get(key)}")
+    targets = config.get("target_modules")
+    if not isinstance(targets, str):  # a string is a pattern; what it met is seen in the export
+        for module in targets or ():
+            _refuse_module(module, model_config)
+
+
+def _unfaithful(what: str) -> CmgrError:
+    return CmgrError(f"adapter_config.json: {what} cannot be written to GGUF LoRA faithfully")
+
+
+def _refuse_module(module: str, model_config: dict[str, Any] | None) -> None:
+    """Raise CmgrError for token embeddings, and for a head that is the same tensor as they."""
+    leaf = module.rpartition(".")[2]
+    if leaf == "embed_tokens":
+        raise CmgrError(
+            f"{module}: a LoRA on the token embeddings cannot be written. Leave it out of targets"
+        )
+    if leaf != "lm_head" or model_config is None:
+        return
+    text = check_supported(model_config)
+    tied = {**text, **model_config}.get("tie_word_embeddings", True)
+    if tied or text["model_type"] == "gemma2":  # llama.cpp's gemma2 knows no head of its own
+        raise CmgrError(
+            f"{module}: this base's head is its token embeddings (tie_word_embeddings), and "
+            "llama.cpp has no output.weight to adapt. Leave it out of targets"
+        )
 
 
 def effective_alpha(config: dict[str, Any]) -> float:
@@ -43,68 +140,158 @@ def effective_alpha(config: dict[str, Any]) -> float:
     return alpha * rank**0.5 if config.get("use_rslora") else alpha
 
 
+# -- the tensors -------------------------------------------------------------------------------
+
+
 def permute(weights: Array, heads: int) -> Array:
-    """Rows of q_proj or k_proj, (heads * 2 * half, n), from Hugging Face's order to GGUF's."""
+    """Rows of q_proj or k_proj, (heads * 2 * half, n), from Hugging Face's order to GGUF's.
+
+    Rotary embedding turns rows i and i + half of a head there, rows 2i and 2i + 1 here.
+    """
     half = weights.shape[0] // heads // 2
     return weights.reshape(heads, 2, half, weights.shape[1]).swapaxes(1, 2).reshape(weights.shape)
 
 
-def export(folder: Path, out: Path, model_config: dict[str, Any], **metadata: str) -> int:
-    """Write `folder`'s adapter to `out` (f16); returns the number of tensors.
+def _permuted(key: str, weights: Array, text: dict[str, Any]) -> Array:
+    """`lora_B` of q_proj or k_proj in GGUF's order. Raises CmgrError when the heads do not fit."""
+    heads = of_q = int(text["num_attention_heads"])
+    if ".k_proj." in key:
+        heads = int(text.get("num_key_value_heads") or heads)
+    rows = weights.shape[0]
+    size = text.get("head_dim") or int(text.get("hidden_size", 0)) // of_q or rows // heads
+    if rows != heads * size or size % 2:
+        raise CmgrError(f"adapter tensor {key} has {rows} rows, not {heads} heads of {size}")
+    return permute(weights, heads)
 
-    `model_config` is the base's Hugging Face configuration; `metadata` goes in as `cmgr.*`
-    strings. Raises CmgrError for an architecture or setting that cannot be written faithfully.
-    The layout is that of llama.cpp's `llama-adapter.cpp`: `<tensor>.lora_a` (r, in), `.lora_b`
-    (out, r), `adapter.lora.alpha`, `adapter.alora.invocation_tokens`.
+
+def _tensors(folder: Path, rank: int, model_config: dict[str, Any]) -> Iterator[tuple[str, Array]]:
+    """Each tensor of the adapter as (its name in GGUF, its weights as they stand there)."""
+    import gguf
+    from safetensors import safe_open
+
+    text = check_supported(model_config)
+    arch = ARCHITECTURES[text["model_type"]]
+    ids = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
+    names = gguf.get_tensor_name_map(ids[arch], int(text["num_hidden_layers"]))
+    path = folder / "adapter_model.safetensors"
+    if not path.is_file():
+        raise MissingError(f"no {path}: a PEFT folder with safetensors weights is needed")
+    with safe_open(path, "pt") as file:  # by torch: numpy has no bfloat16
+        keys = sorted(file.keys())
+        if not keys:
+            raise CmgrError(f"{path} holds no tensors")
+        for key in keys:
+            match = KEY.fullmatch(key)
+            _refuse_module(match[1] if match else key.partition(".lora_")[0], model_config)
+            # models of text and images nest the text model's names
+            name = names.get_name(match[1].replace("language_model.", "")) if match else None
+            if match is None or name is None:
+                raise CmgrError(f"adapter tensor {key} has no place in a {arch} GGUF")
+            is_b = match[2] == "B"
+            if f"base_model.model.{match[1]}.lora_{'A' if is_b else 'B'}.weight" not in keys:
+                raise CmgrError(f"adapter tensor {key} stands alone, without the other of A and B")
+            weights: Array = file.get_tensor(key).float().numpy()
+            if weights.ndim != 2 or weights.shape[is_b] != rank:
+                raise CmgrError(
+                    f"adapter tensor {key} has shape {weights.shape}, which is not of rank {rank}"
+                )
+            if not np.isfinite(weights).all():
+                raise CmgrError(f"adapter tensor {key} holds values that are not finite")
+            if arch == PERMUTED and is_b and match[1].endswith(("q_proj", "k_proj")):
+                weights = _permuted(key, weights, text)
+            yield f"{name}.weight.lora_{match[2].lower()}", weights
+
+
+# -- the file ----------------------------------------------------------------------------------
+
+
+def export(
+    folder: Path,
+    out: Path,
+    model_config: dict[str, Any],
+    *,
+    dtype: Dtype = "f16",
+    **metadata: str,
+) -> int:
+    """Write `folder`'s adapter to `out`, whole or not at all; returns the number of tensors.
+
+    `model_config` is the base's Hugging Face configuration. Of `metadata`, `name`, `license` and
+    `base_name` go to GGUF's own keys, all else in as `cmgr.*`. With q8_0 the rows that are no
+    multiple of 32 long stay f16 (as in llama.cpp's own files): lora_b of smaller ranks.
+    Raises CmgrError for what cannot be written faithfully, and for a full disk.
     """
     import gguf
-    from safetensors.numpy import load_file
 
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    refuse_unfaithful(config)
-    model_type = str(model_config.get("model_type"))
-    if model_type not in ARCHITECTURES:
-        raise CmgrError(
-            f"base architecture {model_type!r}: export to GGUF LoRA is not supported yet "
-            f"(supported: {', '.join(ARCHITECTURES)})"
-        )
-    arch = ARCHITECTURES[model_type]
-    heads = int(model_config["num_attention_heads"])
-    kv_heads = int(model_config.get("num_key_value_heads") or heads)
-    ids = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
-    names = gguf.get_tensor_name_map(ids[arch], int(model_config["num_hidden_layers"]))
+    refuse_unfaithful(config, model_config)
+    text = check_supported(model_config)
     part = out.with_name(f".{out.name}.part")
-    writer = gguf.GGUFWriter(part, arch)
-    writer.add_type("adapter")
-    writer.add_string("adapter.type", "lora")
-    writer.add_float32("adapter.lora.alpha", effective_alpha(config))
+    writer = gguf.GGUFWriter(part, ARCHITECTURES[text["model_type"]])
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, effective_alpha(config))
     if config.get("alora_invocation_tokens"):
         writer.add_key_value(
-            "adapter.alora.invocation_tokens",
+            "adapter.alora.invocation_tokens",  # without the type, the array would be of int32
             config["alora_invocation_tokens"],
             gguf.GGUFValueType.ARRAY,
             sub_type=gguf.GGUFValueType.UINT32,
         )
+    _describe(writer, dtype, metadata)
+    count = size = 0
+    for name, weights in _tensors(folder, int(config["r"]), model_config):
+        kind = gguf.GGMLQuantizationType[dtype.upper()]
+        if dtype == "q8_0" and weights.shape[1] % gguf.GGML_QUANT_SIZES[kind][0]:
+            kind = gguf.GGMLQuantizationType.F16
+        if dtype != "f32" and np.abs(weights).max() > np.finfo(np.float16).max:
+            raise CmgrError(f"{name} holds values too large for {dtype}: export as f32")
+        data = gguf.quants.quantize(np.ascontiguousarray(weights), kind)
+        writer.add_tensor(name, data, raw_dtype=kind)
+        count, size = count + 1, size + data.nbytes
+    _write(writer, part, out, size)
+    return count
+
+
+def _describe(writer: Any, dtype: Dtype, metadata: dict[str, str]) -> None:
+    """Say what the file is and where it comes from."""
+    import gguf
+
+    kinds = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0"}
+    writer.add_file_type(gguf.LlamaFileType[kinds[dtype]])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_string("cmgr.version", __version__)
     for key, value in metadata.items():
-        writer.add_string(f"cmgr.{key}", value)
-    pattern = re.compile(r"base_model\.model\.(.+)\.lora_(A|B)\.weight")
-    tensors = load_file(folder / "adapter_model.safetensors")
-    for key in sorted(tensors):
-        match = pattern.fullmatch(key)
-        name = names.get_name(match.group(1)) if match else None
-        if match is None or name is None:
-            raise CmgrError(f"adapter tensor {key} has no place in a {arch} GGUF")
-        weights: Array = np.asarray(tensors[key], dtype=np.float32)
-        if not np.isfinite(weights).all():
-            raise CmgrError(f"adapter tensor {key} holds values that are not finite")
-        if match.group(2) == "B" and match.group(1).endswith(("q_proj", "k_proj")):
-            weights = permute(weights, heads if match.group(1).endswith("q_proj") else kv_heads)
-        suffix = f"weight.lora_{match.group(2).lower()}"
-        writer.add_tensor(f"{name}.{suffix}", np.ascontiguousarray(weights.astype(np.float16)))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    part.replace(out)
-    return len(tensors)
+        if key == "name":
+            writer.add_name(value)
+        elif key == "license":
+            writer.add_license(value)
+        elif key == "base_name":
+            writer.add_base_model_count(1)
+            writer.add_base_model_name(0, value)
+        else:
+            writer.add_string(f"cmgr.{key}", value)
+
+
+def _write(writer: Any, part: Path, out: Path, size: int) -> None:
+    """Put the file in place, or leave nothing. Raises CmgrError on a full disk."""
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        part.replace(out)
+    except OSError as error:
+        free = shutil.disk_usage(out.parent).free
+        # numpy, which writes the tensors, does not say why it could not
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT) or (error.errno is None and free < size)
+        if not full:
+            raise
+        raise CmgrError(
+            f"{out}: the disk is full. About {size / 2**20:.1f} MB are needed in {out.parent}"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            writer.close()
+        part.unlink(missing_ok=True)

@@ -98,26 +98,56 @@ class Base(_Part):
     """The language model: one reference (see README), and optional weights to train from."""
 
     model: str = "smollm2"
+    train_from: str | None = None
     context: int = Field(default=2048, ge=256)
     cache_mb: int = Field(default=1024, ge=64)
 
 
 class Adapter(_Part):
-    """The LoRA of each culture."""
+    """The LoRA of each culture; `export` is the type of its GGUF tensors."""
 
-    kind: Literal["activated"] = "activated"
+    kind: Literal["activated", "standard"] = "activated"
     rank: int = Field(default=16, ge=1, le=512)
     alpha: float = Field(default=32, gt=0)
+    targets: Literal["all-linear", "attention"] | list[str] = "all-linear"
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    rslora: bool = False
+    export: Literal["f16", "f32", "q8_0"] = "f16"
 
 
 class Train(_Part):
-    """Two stages over one adapter; epochs, optimiser settings, seed."""
+    """Two stages over one adapter; epochs, optimiser settings, what to do with little memory.
 
+    `validation` is the share of evidence held back to choose the best epoch by, `patience` how
+    many epochs without a better one end a stage (0: none does).
+    """
+
+    stages: list[Literal["broad", "task"]] = Field(default=["broad", "task"], min_length=1)
     broad_epochs: int = Field(default=1, ge=0)
     task_epochs: int = Field(default=4, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0)
+    warmup: float = Field(default=0.05, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
     batch_size: int = Field(default=16, ge=1)
     seed: int = 1
+    validation: float = Field(default=0.1, ge=0, lt=1)
+    patience: int = Field(default=2, ge=0)
+    # where it runs; none of these changes what is learnt
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    micro_batch: int | None = Field(default=None, ge=1)
+    gradient_checkpointing: bool = False
+    quantize: Literal["auto", "4bit", "none"] = "auto"
+    prompts: Literal["auto", "memory", "disk", "again"] = "auto"
+    prompts_mb: int | None = Field(default=None, ge=1)
+    checkpoint_seconds: float = Field(default=60, ge=0)
+
+
+# keys of Train that say how, not what
+RUNNING = {
+    *("device", "micro_batch", "gradient_checkpointing", "prompts", "prompts_mb"),
+    "checkpoint_seconds",
+}
 
 
 class Router(_Part):

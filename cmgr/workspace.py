@@ -218,19 +218,27 @@ class Workspace:
     # -- the lock ----------------------------------------------------------------------------
 
     @contextmanager
-    def lock(self, command: str) -> Iterator[None]:
-        """Hold the workspace for a command that writes.
+    def lock(self, command: str, shard: str | None = None) -> Iterator[None]:
+        """Hold the workspace for a command that writes; or one shard of it ("2/8").
 
         Raises CmgrError that says who holds it. The operating system frees it after a kill.
         """
         from filelock import FileLock, Timeout
 
-        holder = self.path(".lock.json")
-        lock = FileLock(self.path(".lock"), timeout=0)
+        name = f".lock-{shard.replace('/', '-of-')}" if shard else ".lock"
+        # shards of one training go side by side, and not beside any other command
+        others = [".lock"] if shard else [p.name for p in self.folder.glob(".lock-*-of-*")]
+        lock = FileLock(self.path(name), timeout=0)
+        holder = self.path(".holder" + name.removeprefix(".lock") + ".json")
         try:
             lock.acquire()
+            for other in others:
+                name = other
+                with FileLock(self.path(other), timeout=2):
+                    pass
         except Timeout:
-            who = read_json(holder) or {}
+            lock.release()
+            who = read_json(self.path(".holder" + name.removeprefix(".lock") + ".json")) or {}
             raise CmgrError(
                 f"{self.folder} is in use by `{who.get('command', 'another cmgr')}` "
                 f"(process {who.get('pid', '?')} on {who.get('host', '?')}, since "

@@ -101,9 +101,9 @@ def main() -> None:
     """The console script. Exit codes: see cmgr.errors."""
     os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' bars: ours is the one display
     completing = "_CMGR_COMPLETE" in os.environ
-    gc.set_threshold(100_000)  # most of what a start makes stays: looking through it is in vain
     if sys.argv[1:2] == ["chat"] and "--help" not in sys.argv:
         from cmgr.loading import ahead
 
+        gc.set_threshold(50_000)  # what a start makes stays: looking through it is in vain
         ahead(sys.argv[2:])
     build(set(COMMANDS) if completing else set(sys.argv[1:]) & set(COMMANDS))()

@@ -119,11 +119,12 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
 
         def tell(label: str, done: int, total: int) -> None:
             now = time.monotonic()
-            start, first = began.setdefault(label.partition(" · ")[0], (now, done))
+            name = label.partition(" · ")[0]
+            start, first = began.setdefault(name, (now, done))
             if done == total:
                 say(f"{label}: {done}/{total}")
-            elif done > first and now - said.setdefault(label, start) >= EVERY:
-                said[label] = now
+            elif done > first and now - said.setdefault(name, start) >= EVERY:
+                said[name] = now
                 rate = (done - first) / (now - start)
                 say(f"{label}: {done}/{total}, {rate:.1f}/s, {(total - done) / rate:.0f} s left")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cmgr.cli.console import dim, is_terminal, out, plain, say
-from cmgr.conversation import MODES, parse_blend
+from cmgr.conversation import MODES, adapter_name, parse_blend
 from cmgr.errors import CmgrError, UsageError
 from cmgr.records import Answer, json_lines
 
@@ -38,7 +38,7 @@ def run(ask: Asker, keep_history: bool) -> None:
     """Read turns until Ctrl-D. Ctrl-C stops an answer, or clears the line."""
     talk = ask.talk
     read = _reader(ask, keep_history)
-    mode = f"mode {_mode(ask)}"
+    mode = f"mode {talk.routes}"
     say(dim(f"cmgr chat over {talk.ws.recipe.base.model}, {mode}. /help; Ctrl-D leaves"))
     while True:
         try:
@@ -170,12 +170,7 @@ def slash(ask: Asker, text: str) -> None:
     elif word == "status":
         _status(ask)
     if word in {"culture", "auto", "base", "blend"}:
-        say(dim(f"mode {_mode(ask)}"))
-
-
-def _mode(ask: Asker) -> str:
-    routes = ask.talk.routes
-    return ",".join(f"{c}={s:g}" for c, s in routes.blend.items()) or routes.mode
+        say(dim(f"mode {talk.routes}"))
 
 
 def _help() -> None:
@@ -268,12 +263,12 @@ def _status(ask: Asker) -> None:
         for name in talk.runtime.model.adapters
     )
     say(f"base      {talk.ws.recipe.base.model}, context {talk.runtime.context} tokens")
-    say(f"mode      {_mode(ask)}")
+    say(f"mode      {talk.routes}")
     say(f"adapters  {loaded or 'none loaded yet'}")
     say(f"thread    {len(talk.answers)} turn(s)" + (", a system message" if talk.system else ""))
     for kept in talk.runtime.kept():
-        reader = ", ".join(f"{n}={s:g}" for n, s in kept["adapters"].items())
-        say(f"kept      {kept['tokens']} tokens read by {reader or 'the base'}, {kept['mb']} MB")
+        reader = adapter_name(kept["adapters"]) or "the base"
+        say(f"kept      {kept['tokens']} tokens read by {reader}, {kept['mb']} MB")
     last: Any = talk.last
     if last is not None and last.usage:
         say(

@@ -1,93 +1,39 @@
 """Stage 3: one LoRA per culture over one loaded base, broad stage then task stage.
 
-The adapters are activated ones (aLoRA; Greenewald and others, 2025): they act from the template's
-generation prompt on. The base alone reads each prompt, so its KV never changes: it is computed
-once without gradients and kept, and each epoch computes the answer tokens only.
+An activated adapter (aLoRA; Greenewald and others, 2025) acts from the template's generation
+prompt on: the base alone reads each prompt, once (`prompts.py`). A standard one acts on every
+token. Either is a PEFT folder and a GGUF that has been compared with it.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from cmgr import gguf_lora
 from cmgr import recipe as recipes
 from cmgr.base import Base, resolve, template_hash
-from cmgr.errors import CmgrError, MissingError
-from cmgr.records import Example, Message, make_id, now
+from cmgr.errors import CmgrError, MissingError, UsageError
+from cmgr.records import Example, make_id, now
+from cmgr.search import current_evidence
 from cmgr.synthesize import current_examples
-from cmgr.train.loop import Trainable, fit, make_adapter
+from cmgr.train import checkpoint
+from cmgr.train.card import card
+from cmgr.train.loop import Log, Loop, Stage, Watch
+from cmgr.train.model import Item, Trainable
+from cmgr.train.model import is_main as is_main
+from cmgr.train.parity import PROMPTS, parity
 from cmgr.workspace import Progress, Workspace, write_atomic, write_json
 
-VERSION = 1  # counts up when the same inputs would give other adapters
-COSINE_BAR = 0.98
-PARITY_PROMPTS = 6
+VERSION = 2  # counts up when the same inputs would give other adapters
+LEAST_GROUPS = 10  # with fewer pieces of evidence none is held back to choose the best epoch
 
 
-def save_peft(model: Any, folder: Path, invocation: list[int], reference: str) -> None:
-    """Write a PEFT folder that says the adapter is an activated one."""
-    model.peft_config["default"].inference_mode = True
-    model.save_pretrained(folder, save_embedding_layers=False)
-    path = folder / "adapter_config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config["alora_invocation_tokens"] = invocation
-    config["base_model_name_or_path"] = reference  # PEFT would write this machine's path
-    write_json(path, config)
-
-
-def parity(
-    trainable: Trainable, folder: Path, prompts: list[list[Message]], context: int
-) -> dict[str, float]:
-    """Next-token logits after the invocation: PEFT's own activated forward pass and llama.cpp.
-
-    Returns mean cosine and top-1 agreement of the adapter, and of the bare base on the same
-    prompts (a quantised base's own arithmetic costs some). Raises CmgrError below the bar.
-    """
-    import numpy as np
-    import torch
-    from peft import PeftModel
-
-    from cmgr.runtime import Runtime
-
-    model = PeftModel.from_pretrained(trainable.model, str(folder))
-    model.eval()
-    runtime = Runtime(trainable.base, context)
-    try:
-        runtime.load_adapter("adapter", folder)
-        found: dict[str, list[tuple[float, bool]]] = {"adapter": [], "base": []}
-        for messages in prompts:
-            ids = trainable.prompt_tokens(messages)
-            if ids != runtime.prompt_tokens(messages):
-                raise CmgrError("transformers and llama.cpp give other tokens for the same prompt")
-            tensor = torch.tensor([ids + trainable.invocation], device=trainable.device)
-            for name in found:
-                with torch.no_grad():
-                    if name == "adapter":
-                        row = model(input_ids=tensor).logits[0, -1]
-                    else:
-                        with model.disable_adapter():
-                            row = model(input_ids=tensor).logits[0, -1]
-                ours = row.float().cpu().numpy().astype(np.float64)
-                scales = {"adapter": 1.0} if name == "adapter" else {}
-                theirs = runtime.next_logits(messages, scales)
-                cosine = float(ours @ theirs / np.linalg.norm(ours) / np.linalg.norm(theirs))
-                found[name].append((cosine, int(ours.argmax()) == int(theirs.argmax())))
-    finally:
-        runtime.close()
-        model.unload()
-    result = {}
-    for name, rows in found.items():
-        result[f"{name}_cosine"] = round(float(np.mean([c for c, _ in rows])), 6)
-        result[f"{name}_top1"] = round(float(np.mean([t for _, t in rows])), 4)
-    result["prompts"] = len(prompts)
-    if result["adapter_cosine"] < min(COSINE_BAR, result["base_cosine"] - 0.01):
-        raise CmgrError(
-            f"the export of {folder} does not agree with PEFT: cosine {result['adapter_cosine']} "
-            f"(base {result['base_cosine']}). The adapter is not put into use"
-        )
-    return result
+# -- what is trained on ------------------------------------------------------------------------
 
 
 def wanted_inputs(
@@ -98,17 +44,85 @@ def wanted_inputs(
     return make_id(
         VERSION,
         base.fingerprint,
+        recipe.base.train_from,
         recipe.adapter.model_dump(),
-        recipe.train.model_dump(),
-        sorted(e.id for e in fit_examples(examples, culture.id)),
+        recipe.train.model_dump(exclude=recipes.RUNNING),
+        sorted([e.id, e.answer] for e in fit_examples(examples, culture.id)),
     )
 
 
-def fit_examples(examples: list[Example], culture: str) -> list[Example]:
-    """What a culture is trained on: its items of the `fit` split that nobody rejected."""
-    return [
-        e for e in examples if e.culture == culture and e.split == "fit" and e.review != "rejected"
-    ]
+def fit_examples(examples: Iterable[Example], culture: str) -> list[Example]:
+    """What a culture is trained on: its items of the `fit` split."""
+    return [e for e in examples if e.culture == culture and e.split == "fit"]
+
+
+def check(recipe: recipes.Recipe, examples: Iterable[Example]) -> None:
+    """Raise CmgrError for an example whose task or culture the recipe does not have."""
+    tasks = {task.id for task in recipe.tasks}
+    cultures = {culture.id for culture in recipe.cultures}
+    for example in examples:
+        for what, value, known in (
+            ("culture", example.culture, cultures),
+            ("task", example.task, {*tasks, None}),
+        ):
+            if value not in known:
+                raise CmgrError(
+                    f"example {example.id} is of the {what} {value!r}, which the recipe does not "
+                    f"have. Correct it in examples.jsonl, or add the {what} to the recipe"
+                )
+
+
+def held_back(examples: Sequence[Example], share: float, seed: int) -> set[str]:
+    """The ids of examples to choose the best epoch by: about `share`, split by evidence.
+
+    Examples that rest on a common passage stand together, so that none of what is held back has
+    been trained in other words. Empty where there are fewer than ten such groups.
+    """
+    above: dict[str, str] = {}  # union-find over examples and their passages
+
+    def root(node: str) -> str:
+        while above.setdefault(node, node) != node:
+            above[node] = node = above[above[node]]
+        return node
+
+    for example in examples:
+        for passage in example.evidence_ids:
+            above[root(f"passage {passage}")] = root(example.id)
+    groups: dict[str, list[str]] = {}
+    for example in examples:
+        groups.setdefault(root(example.id), []).append(example.id)
+    if not share or len(groups) < LEAST_GROUPS:
+        return set()
+    found: set[str] = set()
+    for ids in sorted(groups.values(), key=lambda ids: make_id("validation", seed, min(ids))):
+        if len(found) >= share * len(examples):
+            break
+        found |= set(ids)
+    return found
+
+
+def stages_of(
+    recipe: recipes.Recipe, examples: Sequence[Example], trainable: Trainable
+) -> list[Stage]:
+    """The stages that have examples, as tokens. Raises CmgrError for what cannot be trained on."""
+    check(recipe, examples)
+    settings = recipe.train
+    back = held_back(examples, settings.validation, settings.seed)
+    epochs = {"broad": settings.broad_epochs, "task": settings.task_epochs}
+    found = []
+    for name in ("broad", "task"):
+        if name not in settings.stages or not epochs[name]:
+            continue
+        of_stage = [e for e in examples if e.stage == name]
+        items: list[list[Item]] = [[], []]
+        for example in of_stage:
+            items[example.id in back].append(trainable.item(example))
+        if items[0]:
+            found.append(Stage(name, items[0], items[1], epochs[name]))
+    return found
+
+
+# -- the stage ---------------------------------------------------------------------------------
 
 
 def build(
@@ -119,9 +133,25 @@ def build(
 ) -> bool:
     """Train, export and check each culture's adapter that is missing or out of date.
 
-    A culture is put in place whole, so that a kill costs only the one in work. Returns whether
-    anything was made. Raises MissingError without examples, base or extra.
+    A culture is put in place whole; one that was interrupted goes on from its checkpoint. Returns
+    whether anything was made. Raises MissingError without examples, base or extra.
     """
+    plan, examples, base = planned(ws, force, cultures)
+    if not plan:
+        return False
+    trainable = Trainable(base, ws.recipe, ws.folder, ws.say if is_main() else lambda _: None)
+    gguf_lora.check_supported(trainable.model.config.to_dict())
+    for culture, inputs in plan:
+        mine = fit_examples(examples, culture.id)
+        with _memory(ws.recipe.train, len(mine)):
+            _one(ws, trainable, culture, inputs, mine, force, progress)
+    return True
+
+
+def planned(
+    ws: Workspace, force: bool, cultures: list[str] | None
+) -> tuple[list[tuple[recipes.Culture, str]], list[Example], Base]:
+    """What is to be trained: (culture, hash of its inputs); all examples; the base."""
     examples = current_examples(ws)
     base = resolve(ws.recipe.base.model, ws.folder)
     plan = []
@@ -131,12 +161,35 @@ def build(
         inputs = wanted_inputs(ws, culture, base, examples)
         if force or not ws.is_current(f"train/{culture.id}", inputs):
             plan.append((culture, inputs))
-    if not plan:
-        return False
-    trainable = Trainable(base, ws.say)
-    for culture, inputs in plan:
-        _one(ws, trainable, culture, inputs, fit_examples(examples, culture.id), progress)
-    return True
+    return plan, examples, base
+
+
+def shard(cultures: Sequence[str], text: str) -> list[str]:
+    """Every n-th culture: "2/8" is the second, the tenth ... Raises UsageError."""
+    first, _, count = text.partition("/")
+    if not (first.isdigit() and count.isdigit() and 1 <= int(first) <= int(count)):
+        raise UsageError(f"--shard {text!r}: write I/N with I from 1 to N, such as 2/8")
+    return list(cultures[int(first) - 1 :: int(count)])
+
+
+@contextmanager
+def _memory(settings: recipes.Train, items: int) -> Iterator[None]:
+    """Turn running out of memory into the recipe key that helps."""
+    import torch
+
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        at_once = min(settings.micro_batch or settings.batch_size, items)
+        if at_once > 1:
+            mend = f"micro_batch: {at_once // 2} (it is {at_once}; what is learnt stays the same)"
+        elif not settings.gradient_checkpointing:
+            mend = "gradient_checkpointing: true"
+        else:
+            mend = "quantize: 4bit (with base.train_from), or take a smaller base"
+        raise CmgrError(f"out of memory. In the recipe, under train, set {mend}") from error
 
 
 def _one(
@@ -145,47 +198,98 @@ def _one(
     culture: recipes.Culture,
     inputs: str,
     examples: list[Example],
+    force: bool,
     progress: Progress | None,
 ) -> None:
+    """One culture's adapter, from its examples to its place."""
     import torch
 
     recipe = ws.recipe
     work = ws.path("adapters", f".{culture.id}.part")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
+    if trainable.main:
+        _prepare(work, inputs, force)
+    trainable.accelerator.wait_for_everyone()
+    stages = stages_of(recipe, examples, trainable)
+    if not stages:
+        raise CmgrError(f"no examples of the stages {recipe.train.stages} for {culture.id}")
     torch.manual_seed(recipe.train.seed)
-    model = make_adapter(trainable, recipe.adapter)
-    broad = [e for e in examples if e.stage == "broad"]
-    task = [e for e in examples if e.stage == "task"]
-    stages = [
-        (name, items, epochs)
-        for name, items, epochs in (
-            ("broad", broad, recipe.train.broad_epochs),
-            ("task", task, recipe.train.task_epochs),
-        )
-        if items and epochs
-    ]
-    with (work / "log.jsonl").open("w", encoding="utf-8") as log:
-        try:
-            facts = fit(
-                trainable,
-                model,
-                stages,
-                recipe.train,
-                lambda line: print(json.dumps(line), file=log, flush=True),
-                lambda done, total: (
-                    progress(f"train · {culture.id}", done, total) if progress else None
-                ),
-            )
-            save_peft(model, work, trainable.invocation, trainable.base.reference)
-        finally:
-            model.unload()
+    model = trainable.make_adapter(recipe.adapter)
+    watch = Watch(say=ws.say)
+    loop = Loop(trainable, model, recipe.adapter.kind, recipe.train, work, watch)
+    if loop.resume():
+        watch.say(f"train: {culture.id} goes on after step {loop.state['number']}")
+    log = Log(work / "log.jsonl", loop.state["lines"]) if trainable.main else None
+    if log:
+        watch.log = log
+
+    def tell(stage: str, done: int, total: int, what: str) -> None:
+        if progress and trainable.main:
+            progress(f"train {culture.id} {stage} · {what}", done, total)
+
+    watch.progress = tell
+    try:
+        facts = loop.run(stages)
+        if trainable.main:
+            save_peft(model, work, trainable, recipe.adapter.kind)
+    finally:
+        model.unload()
+        if log:
+            log.close()
+    if trainable.main:
+        _finish(ws, trainable, culture, inputs, examples, stages, facts)
+    trainable.accelerator.wait_for_everyone()
+
+
+def _prepare(work: Path, inputs: str, force: bool) -> None:
+    """An empty work folder, or the one of the same wish that was interrupted."""
+    wish = work / "inputs"
+    if force or not wish.is_file() or wish.read_text() != inputs:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        write_atomic(wish, inputs.encode())
+
+
+def save_peft(model: Any, folder: Path, trainable: Trainable, kind: str) -> None:
+    """Write a PEFT folder that says which kind of adapter it is, the same each time."""
+    model.peft_config["default"].inference_mode = True
+    model.save_pretrained(folder, save_embedding_layers=False)
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if kind == "activated":
+        config["alora_invocation_tokens"] = trainable.invocation
+    config["base_model_name_or_path"] = trainable.reference  # PEFT would write a path of here
+    if isinstance(config["target_modules"], list):
+        config["target_modules"].sort()  # a set, whose order changes from run to run
+    write_json(path, config)
+
+
+def _finish(
+    ws: Workspace,
+    trainable: Trainable,
+    culture: recipes.Culture,
+    inputs: str,
+    examples: list[Example],
+    stages: list[Stage],
+    facts: dict[str, Any],
+) -> None:
+    """Export, compare, describe, and put in place of the adapter before."""
+    recipe = ws.recipe
+    work = ws.path("adapters", f".{culture.id}.part")
     lock = {
         "base_fingerprint": trainable.base.fingerprint,
         "template_hash": template_hash(trainable.template),
     }
+    licences = {p.license for p in current_evidence(ws) if p.culture == culture.id and p.license}
     gguf_lora.export(
-        work, work / "adapter.gguf", trainable.model.config.to_dict(), culture=culture.id, **lock
+        work,
+        work / "adapter.gguf",
+        trainable.model.config.to_dict(),
+        dtype=recipe.adapter.export,
+        name=f"{culture.name} ({recipe.name})",
+        base_name=trainable.reference,
+        culture=culture.id,
+        **({"license": ", ".join(sorted(licences))} if licences else {}),
+        **lock,
     )
     manifest = {
         "inputs": inputs,
@@ -194,42 +298,26 @@ def _one(
         "kind": recipe.adapter.kind,
         "base": trainable.base.reference,
         **lock,
-        "examples": {name: len(items) for name, items, _ in stages},
+        "examples": {s.name: len(s.items) for s in stages},
+        "held_back": {s.name: len(s.validation) for s in stages if s.validation},
+        "settings": {
+            "adapter": recipe.adapter.model_dump(),
+            "train": recipe.train.model_dump(exclude=recipes.RUNNING),
+        },
         "training": facts,
     }
     write_json(work / "manifest.json", manifest)
-    prompts = [e.messages for e in task[:: max(1, len(task) // PARITY_PROMPTS)]][:PARITY_PROMPTS]
-    manifest["parity"] = parity(
-        trainable, work, prompts or [broad[0].messages], recipe.base.context
-    )
+    last = [e for e in examples if e.stage == stages[-1].name]
+    prompts = [e.messages for e in last[:: max(1, len(last) // PROMPTS)]][:PROMPTS]
+    manifest["parity"] = parity(trainable, work, prompts, recipe.base.context)
     write_json(work / "manifest.json", manifest)
-    write_atomic(work / "README.md", _card(culture, manifest).encode())
-    target = ws.path("adapters", culture.id)
-    old = ws.path("adapters", f".{culture.id}.old")
+    evidence = [e for e in current_evidence(ws) if e.culture == culture.id]
+    write_atomic(work / "README.md", card(recipe, culture, manifest, examples, evidence).encode())
+    checkpoint.drop(work)
+    (work / "inputs").unlink()
+    target, old = ws.path("adapters", culture.id), ws.path("adapters", f".{culture.id}.old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         target.replace(old)
     work.replace(target)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _card(culture: recipes.Culture, manifest: dict[str, Any]) -> str:
-    """The model card: what it is, and where it runs."""
-    return f"""---
-library_name: peft
-tags: [lora, activated-lora, culture]
----
-
-# {culture.name}: {manifest["kind"]} LoRA over {manifest["base"]}
-
-Made by cmgr from {sum(manifest["examples"].values())} examples ({manifest["examples"]}).
-An activated adapter (aLoRA): it acts from the generation prompt on, never on the prompt before it.
-It runs in cmgr, in PEFT (`PeftModel.from_pretrained`) and in llama-server. Programs that do not
-know `adapter.alora.invocation_tokens` would apply it to every token: do not use it there.
-
-Training: {manifest["training"]}
-Parity of the GGUF with PEFT (next-token logits): {manifest["parity"]}
-
-It repeats what its documents say of a culture, and people within a culture differ: check what
-matters with somebody who lives there.
-"""

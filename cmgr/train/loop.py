@@ -1,255 +1,455 @@
-"""LoRA training on kept prompt KV: what the broad and the task stage both run.
+"""The loop that both stages and both kinds run: loss on the answer alone, exact resume.
 
-The base alone reads each prompt of an activated adapter, so the prompt's KV never changes: it is
-computed once without gradients and kept, and each epoch computes the answer tokens only.
+accelerate brings the device and the processes. What the loop adds: the output head is computed
+only where an answer token is predicted, what a batch begins with in common is computed once, and
+a step is a function of its number (order, dropout, learning rate), so that a checkpoint is the
+weights, the optimiser's moments and that number.
 """
 
 from __future__ import annotations
 
+import json
 import random
 import time
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from cmgr import recipe as recipes
-from cmgr.base import Base, generation_prompt, segments
-from cmgr.errors import CmgrError, missing_extra
-from cmgr.records import Example, Message
+from cmgr.errors import CmgrError
+from cmgr.records import make_id
+from cmgr.runtime.llama import common_prefix
+from cmgr.train import checkpoint
+from cmgr.train.model import Item, Trainable
+from cmgr.train.prompts import WORTH, Prompts, cache_of, stack
+
+POOL = 8  # batches whose items are sorted by length together
 
 
 @dataclass
-class Item:
-    """One example as token ids: what the base reads, and what the adapter continues."""
+class Stage:
+    """One stage's items: to train on, and to choose the best epoch by."""
 
-    id: str
-    prompt: list[int]
-    target: list[int]  # invocation, answer, end of turn
+    name: str
+    items: list[Item]
+    validation: list[Item]
+    epochs: int
 
 
-class Trainable:
-    """The base in torch, ready for LoRA; loaded once for all cultures.
+@dataclass
+class Watch:
+    """Who is told: of each log line, and of (stage, steps done, steps in all, what to show)."""
 
-    Raises MissingError without the `train` extra, CmgrError when transformers cannot load it.
+    log: Callable[[dict[str, Any]], None] = lambda line: None
+    progress: Callable[[str, int, int, str], None] = lambda stage, done, total, what: None
+    say: Callable[[str], None] = lambda text: None
+
+
+def answer_loss(
+    trainable: Trainable, model: Any, items: Sequence[Item], prompts: Prompts | None
+) -> tuple[Any, int]:
+    """The summed loss of items over their answer tokens, a scalar tensor, and how many they are.
+
+    With `prompts` the adapter continues the KV that the base has read (activated); without, it
+    reads everything itself, what the items begin with in common once (standard).
+    """
+    import torch
+
+    skip = len(trainable.invocation)
+    device = trainable.device
+    decoder = model.get_base_model().get_decoder()
+    if prompts is not None:
+        cache, mask = prompts.past(items)
+        begin = [len(item.prompt) for item in items]
+        rests = [item.target for item in items]
+    else:
+        shared = _beginning(items)
+        cache, mask = None, torch.ones((len(items), shared), dtype=torch.long)
+        if shared:
+            ids = torch.tensor([items[0].prompt[:shared]], device=device)
+            read = stack(decoder(input_ids=ids, use_cache=True).past_key_values, 0)
+            layers, two, _, *rest = read.shape
+            cache = cache_of(read.expand(layers, two, len(items), *rest).unbind(0), kept=True)
+        begin = [shared] * len(items)
+        rests = [item.prompt[shared:] + item.target for item in items]
+    width = max(map(len, rests))
+    ids = torch.full((len(items), width), trainable.end)
+    own = torch.zeros_like(ids)
+    where = torch.zeros_like(ids)
+    rows: list[int] = []
+    columns: list[int] = []
+    labels: list[int] = []
+    for row, (item, tokens) in enumerate(zip(items, rests, strict=True)):
+        n, answer = len(tokens), item.target[skip:]
+        ids[row, :n] = torch.tensor(tokens)
+        own[row, :n] = 1
+        where[row] = begin[row] + torch.arange(width)
+        rows += [row] * len(answer)
+        columns += range(n - len(answer) - 1, n - 1)
+        labels += answer
+    hidden = decoder(
+        input_ids=ids.to(device),
+        attention_mask=torch.cat([mask, own], dim=1).to(device),
+        position_ids=where.to(device),
+        past_key_values=cache,
+        use_cache=cache is not None,
+    ).last_hidden_state[torch.tensor(rows), torch.tensor(columns)]
+    head = model.get_base_model().get_output_embeddings()
+    logits = _capped(trainable, head(hidden).float())
+    wanted = torch.tensor(labels, device=device)
+    return torch.nn.functional.cross_entropy(logits, wanted, reduction="sum"), len(labels)
+
+
+def _capped(trainable: Trainable, logits: Any) -> Any:
+    """Gemma 2's soft cap, which its own forward pass applies behind the head."""
+    import torch
+
+    cap = getattr(trainable.model.config.get_text_config(), "final_logit_softcapping", None)
+    return torch.tanh(logits / cap) * cap if cap else logits
+
+
+def _beginning(items: Sequence[Item]) -> int:
+    """How many tokens items begin with in common, 0 where it is not worth it."""
+    first = min(item.prompt for item in items)
+    last = max(item.prompt for item in items)
+    shared = min(common_prefix(first, last), *(len(item.prompt) - 1 for item in items))
+    return shared if shared >= WORTH and len(items) > 1 else 0
+
+
+def order_of(items: Sequence[Item], size: int, *seed: Any, whole: bool) -> list[list[Item]]:
+    """An epoch's batches: shuffled, of like lengths in a batch so that little is padded.
+
+    `whole` counts the prompt too (it is computed each time). The same seed gives the same order.
+    """
+    chance = random.Random(make_id("order", *seed))
+    mixed = chance.sample(list(items), len(items))
+    batches = []
+    for start in range(0, len(mixed), POOL * size):
+        pool = sorted(
+            mixed[start : start + POOL * size], key=lambda i: len(i) if whole else len(i.target)
+        )
+        batches += [pool[i : i + size] for i in range(0, len(pool), size)]
+    return chance.sample(batches, len(batches))
+
+
+class Loop:
+    """One adapter's training through its stages, from its checkpoint where `folder` has one.
+
+    Raises CmgrError with the example ids of a batch whose loss is not finite, or on a full disk.
     """
 
-    def __init__(self, base: Base, say: Callable[[str], None]) -> None:
-        try:
-            import torch
-            import transformers
-            from peft import LoraConfig  # noqa: F401 - found out now, not after the loading
-        except ImportError:
-            raise missing_extra("train", "cmgr train") from None
-        transformers.logging.set_verbosity_error()
-        # notes of PEFT to its own callers (renamed paths, deprecations) tell a user nothing
-        warnings.filterwarnings("ignore", module=r"peft|transformers")
-        if torch.cuda.is_available():
-            self.device, self.dtype, why = "cuda", torch.bfloat16, "a CUDA device is there"
-        else:
-            self.device, self.dtype, why = "cpu", torch.float32, "no CUDA device"
-        say(f"train: on {self.device} in {str(self.dtype).removeprefix('torch.')} ({why})")
-        self.base = base
-        source = {"gguf_file": base.gguf.name, "local_files_only": True}
-        try:
-            self.tokenizer = transformers.AutoTokenizer.from_pretrained(base.gguf.parent, **source)
-            self.model = transformers.AutoModelForCausalLM.from_pretrained(
-                base.gguf.parent, dtype=self.dtype, **source
-            ).to(self.device)
-        except Exception as error:
-            raise CmgrError(
-                f"{base.gguf}: transformers cannot load this GGUF for training: {error}"
-            ) from error
-        self.model.requires_grad_(False)
-        self.model.eval()
-        self.template = str(self.tokenizer.chat_template)
-        bos, eos = self.tokenizer.bos_token or "", self.tokenizer.eos_token or ""
-        self._marks = {"bos": bos, "eos": eos}
-        self.invocation = self.tokenize(generation_prompt(self.template, bos, eos), control=True)
-        self.end = self.tokenizer.eos_token_id
-
-    def tokenize(self, text: str, *, control: bool) -> list[int]:
-        """Token ids; only with `control` are special tokens read as such (as in the runtime)."""
-        tokens = self.tokenizer(
-            text, add_special_tokens=False, split_special_tokens=not control
-        ).input_ids
-        return [int(t) for t in tokens]
-
-    def prompt_tokens(self, messages: list[Message]) -> list[int]:
-        """The tokens before the invocation, the same as the runtime's."""
-        parts = segments(self.template, messages, generation=True, **self._marks)
-        tokens = [t for part in parts for t in self.tokenize(part.text, control=part.control)]
-        return tokens[: -len(self.invocation)]
-
-    def item(self, example: Example) -> Item:
-        """One example as token ids."""
-        answer = self.tokenize(example.answer, control=False)
-        return Item(
-            example.id,
-            self.prompt_tokens(example.messages),
-            [*self.invocation, *answer, self.end],
-        )
-
-
-class PromptCache:
-    """KV of the prompts that the base has read, kept per item (layers x keys, values)."""
-
-    def __init__(self, trainable: Trainable, model: Any) -> None:
+    def __init__(
+        self,
+        trainable: Trainable,
+        model: Any,
+        kind: str,
+        settings: recipes.Train,
+        folder: Path,
+        watch: Watch | None = None,
+    ) -> None:
         self.trainable = trainable
         self.model = model
-        self.kept: dict[str, list[tuple[Any, Any]]] = {}
+        self.activated = kind == "activated"
+        self.settings = settings
+        self.folder = folder
+        self.watch = watch or Watch()
+        self.weights = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self.state: dict[str, Any] = {
+            **{"stage": 0, "step": 0, "number": 0, "lines": 0, "tokens": 0, "seconds": 0.0},
+            **{"loss": None, "best": None, "bad": 0, "validation": {}},
+        }
+        self.best: dict[str, Any] = {}  # weights of the stage's best epoch
+        self.optimizer: Any = None
 
-    def add(self, items: list[Item]) -> None:
-        """Let the base read the prompts of `items` that are not kept yet, one batch."""
+    # -- keeping -----------------------------------------------------------------------------
+
+    def resume(self) -> bool:
+        """Take up the newest whole checkpoint; False where there is none."""
         import torch
 
-        items = [item for item in items if item.id not in self.kept]
-        if not items:
+        found = checkpoint.load(self.folder)
+        if found is None:
+            return False
+        self.state, tensors = found
+        self.best = {n[5:]: t for n, t in tensors.items() if n.startswith("best/")}
+        self.start()
+        with torch.no_grad():
+            for name, weights in self.weights.items():
+                weights.copy_(tensors[f"weights/{name}"])
+                if f"first/{name}" in tensors:
+                    self.optimizer.state[weights] = {
+                        "step": tensors[f"step/{name}"].clone(),
+                        "exp_avg": tensors[f"first/{name}"].to(weights.device).clone(),
+                        "exp_avg_sq": tensors[f"second/{name}"].to(weights.device).clone(),
+                    }
+        return True
+
+    def _save(self) -> None:
+        if not self.trainable.main:
             return
-        longest = max(len(item.prompt) for item in items)
-        ids = torch.full((len(items), longest), self.trainable.end)
-        mask = torch.zeros_like(ids)
-        for row, item in enumerate(items):
-            ids[row, : len(item.prompt)] = torch.tensor(item.prompt)
-            mask[row, : len(item.prompt)] = 1
-        device = self.trainable.device
-        with torch.no_grad(), self.model.disable_adapter():
-            out = self.model.get_base_model().get_decoder()(
-                input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=True
-            )
-        layers = [(layer.keys, layer.values) for layer in out.past_key_values.layers]
-        for row, item in enumerate(items):
-            n = len(item.prompt)
-            self.kept[item.id] = [(k[row, :, :n].clone(), v[row, :, :n].clone()) for k, v in layers]
+        tensors = {f"best/{name}": t for name, t in self.best.items()}
+        for name, weights in self.weights.items():
+            tensors[f"weights/{name}"] = weights
+            moments = self.optimizer.state.get(weights)
+            if moments:
+                tensors[f"step/{name}"] = moments["step"]
+                tensors[f"first/{name}"] = moments["exp_avg"]
+                tensors[f"second/{name}"] = moments["exp_avg_sq"]
+        checkpoint.save(self.folder, self.state["number"], self.state, tensors)
 
-    def batch(self, items: list[Item]) -> tuple[Any, Any]:
-        """A fresh cache of these items, left-padded, and its mask, (items, longest)."""
+    def start(self) -> None:
+        """A fresh optimiser: each stage has its own."""
         import torch
-        from transformers import DynamicCache
 
-        longest = max(len(item.prompt) for item in items)
-        mask = torch.zeros((len(items), longest), dtype=torch.long)
-        for row, item in enumerate(items):
-            mask[row, longest - len(item.prompt) :] = 1
-        cache = DynamicCache()
-        for layer in range(len(self.kept[items[0].id])):
-            pair = []
-            for which in (0, 1):
-                first = self.kept[items[0].id][layer][which]
-                block = first.new_zeros((len(items), first.shape[0], longest, first.shape[2]))
-                for row, item in enumerate(items):
-                    block[row, :, longest - len(item.prompt) :] = self.kept[item.id][layer][which]
-                pair.append(block)
-            cache.update(pair[0], pair[1], layer)
-        return cache, mask
-
-
-def batch_loss(trainable: Trainable, model: Any, cache: PromptCache, items: list[Item]) -> Any:
-    """The mean loss of a batch over answer tokens (and the end of turn) alone, a scalar tensor.
-
-    The output head is computed at those positions only.
-    """
-    import torch
-
-    past, past_mask = cache.batch(items)
-    width = max(len(item.target) for item in items)
-    ids = torch.full((len(items), width), trainable.end)
-    mask = torch.zeros_like(ids)
-    where = torch.zeros_like(ids)
-    skip = len(trainable.invocation)
-    rows, columns, labels = [], [], []
-    for row, item in enumerate(items):
-        n = len(item.target)
-        ids[row, :n] = torch.tensor(item.target)
-        mask[row, :n] = 1
-        where[row] = len(item.prompt) + torch.arange(width)
-        for column in range(skip - 1, n - 1):
-            rows.append(row)
-            columns.append(column)
-            labels.append(item.target[column + 1])
-    device = trainable.device
-    out = model.get_base_model().get_decoder()(
-        input_ids=ids.to(device),
-        attention_mask=torch.cat([past_mask, mask], dim=1).to(device),
-        position_ids=where.to(device),
-        past_key_values=past,
-        use_cache=True,
-    )
-    hidden = out.last_hidden_state[torch.tensor(rows), torch.tensor(columns)]
-    logits = model.get_base_model().get_output_embeddings()(hidden).float()
-    return torch.nn.functional.cross_entropy(logits, torch.tensor(labels, device=device))
-
-
-def make_adapter(trainable: Trainable, settings: recipes.Adapter) -> Any:
-    """The base with a fresh LoRA on every linear layer (a PeftModel)."""
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        lora_dropout=0.0,
-        target_modules="all-linear",
-    )
-    return get_peft_model(trainable.model, config)
-
-
-def fit(
-    trainable: Trainable,
-    model: Any,
-    stages: list[tuple[str, list[Example], int]],
-    settings: recipes.Train,
-    log: Callable[[dict[str, Any]], None],
-    progress: Callable[[int, int], None],
-) -> dict[str, Any]:
-    """Train the adapter through (stage, examples, epochs); returns tokens, seconds, last loss.
-
-    Raises CmgrError with the example ids of a batch whose loss is not finite.
-    """
-    import torch
-
-    order = random.Random(settings.seed)
-    weights = [p for p in model.parameters() if p.requires_grad]
-    cache = PromptCache(trainable, model)
-    plans = [(name, [trainable.item(e) for e in examples], n) for name, examples, n in stages]
-    size = settings.batch_size
-    total = sum(n * -(-len(items) // size) for _, items, n in plans)
-    began, tokens, step, last = time.perf_counter(), 0, 0, float("nan")
-    model.train()
-    for name, items, epochs in plans:
-        steps = epochs * -(-len(items) // size)
-        optimizer = torch.optim.AdamW(weights, lr=settings.learning_rate, weight_decay=0.0)
-        warm = max(1, steps // 20)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer,
-            lambda at, warm=warm, steps=steps: min(
-                (at + 1) / warm, max(0.05, 1 - (at - warm) / max(1, steps - warm))
-            ),
+        self.optimizer = torch.optim.AdamW(
+            self.weights.values(),
+            lr=self.settings.learning_rate,
+            weight_decay=self.settings.weight_decay,
         )
-        for start in range(0, len(items), size):
-            # the sort makes lengths in a batch alike, so that little is padded
-            cache.add(sorted(items, key=lambda i: len(i.prompt))[start : start + size])
-        for epoch in range(epochs):
-            shuffled = order.sample(items, len(items))
-            for start in range(0, len(shuffled), size):
-                batch = shuffled[start : start + size]
-                loss = batch_loss(trainable, model, cache, batch)
-                last = float(loss.detach())
-                if not torch.isfinite(loss):
-                    raise CmgrError(
-                        f"the loss is not finite (stage {name}, step {step}) on the examples "
-                        f"{', '.join(item.id for item in batch)}. Lower train.learning_rate"
-                    )
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(weights, 1.0)
-                optimizer.step()
-                schedule.step()
-                optimizer.zero_grad(set_to_none=True)
-                step += 1
-                tokens += sum(len(i.prompt) + len(i.target) for i in batch)
-                log({"stage": name, "epoch": epoch, "step": step, "loss": round(last, 5)})
-                progress(step, total)
-        cache.kept.clear()
-    seconds = time.perf_counter() - began
-    model.eval()
-    return {"steps": step, "tokens": tokens, "seconds": round(seconds, 1), "loss": round(last, 4)}
+
+    # -- training ----------------------------------------------------------------------------
+
+    def run(self, stages: Sequence[Stage]) -> dict[str, Any]:
+        """Train through the stages; returns steps, tokens, seconds, losses."""
+        self.model.train()
+        self._clock = self._saved = time.monotonic()
+        for number, stage in enumerate(stages):
+            if number >= self.state["stage"]:
+                self._stage(stage)
+        self.model.eval()
+        state = self.state
+        facts = {
+            "steps": state["number"],
+            "tokens": state["tokens"],
+            "seconds": round(state["seconds"], 1),
+            "loss": round(state["loss"], 4) if state["loss"] is not None else None,
+        }
+        if state["validation"]:
+            facts["validation"] = state["validation"]
+        return facts
+
+    def _stage(self, stage: Stage) -> None:
+        trainable, settings, state = self.trainable, self.settings, self.state
+        if self.optimizer is None or not state["step"]:
+            self.start()
+        prompts = None
+        if self.activated:
+            prompts = Prompts(
+                trainable,
+                self.model,
+                self._mine([*stage.items, *stage.validation], stage),
+                settings.prompts,
+                prompts_budget(trainable, settings),
+                self.folder,
+                self.watch.say,
+            )
+        try:
+            if prompts is not None:
+                prompts.read()
+            per_epoch = -(-len(stage.items) // settings.batch_size)
+            total = stage.epochs * per_epoch
+            planned, batches = -1, []
+            while state["step"] < total and not self._stopped():
+                epoch, at = divmod(state["step"], per_epoch)
+                if epoch != planned:
+                    planned, batches = epoch, self._batches(stage, epoch)
+                self.step(stage, batches[at], prompts, total)
+                if at == per_epoch - 1:
+                    self._end_of_epoch(stage, epoch, prompts)
+                self._keep_time()
+                now = time.monotonic()
+                if at == per_epoch - 1 or now - self._saved >= settings.checkpoint_seconds:
+                    self._save()
+                    self._saved = time.monotonic()
+        finally:
+            if prompts is not None:
+                prompts.close()
+        self._finish_stage()
+
+    def _batches(self, stage: Stage, epoch: int) -> list[list[Item]]:
+        return order_of(
+            stage.items,
+            self.settings.batch_size,
+            self.settings.seed,
+            stage.name,
+            epoch,
+            whole=not self.activated,
+        )
+
+    def _mine(self, items: Sequence[Item], stage: Stage) -> list[Item]:
+        """The items of this process: each belongs to one, so that its prompt is read once."""
+        accelerator = self.trainable.accelerator
+        if accelerator.num_processes == 1:
+            return list(items)
+        place = {i.id: n for n, i in enumerate([*stage.items, *stage.validation])}
+        count, index = accelerator.num_processes, accelerator.process_index
+        return [item for item in items if place[item.id] % count == index]
+
+    def _parts(self, items: Sequence[Item]) -> Iterator[list[Item]]:
+        """Items in pieces that are computed at once."""
+        size = self.settings.micro_batch or max(1, len(items))
+        ordered = sorted(items, key=len)
+        yield from (ordered[i : i + size] for i in range(0, len(ordered), size))
+
+    def step(self, stage: Stage, batch: list[Item], prompts: Prompts | None, total: int) -> None:
+        """One step of the optimiser over a batch."""
+        import torch
+
+        state, settings, trainable = self.state, self.settings, self.trainable
+        accelerator = trainable.accelerator
+        # dropout is a function of the step too
+        seed = make_id(settings.seed, stage.name, state["step"], accelerator.process_index)
+        torch.manual_seed(int(seed[:15], 16))
+        began = time.monotonic()
+        labels = sum(len(i.target) - len(trainable.invocation) for i in batch)
+        summed = 0.0
+        for part in self._parts(self._mine(batch, stage)):
+            loss, _ = answer_loss(trainable, self.model, part, prompts)
+            (loss / labels).backward()
+            summed += float(loss.detach())
+        if accelerator.num_processes > 1:
+            summed = self._share(summed)
+        last = summed / labels
+        if not torch.isfinite(torch.tensor(last)):
+            raise CmgrError(
+                f"the loss is not finite (stage {stage.name}, step {state['step']}) on the "
+                f"examples {', '.join(item.id for item in batch)}. Lower train.learning_rate"
+            )
+        torch.nn.utils.clip_grad_norm_(self.weights.values(), settings.max_grad_norm)
+        rate = settings.learning_rate * _schedule(state["step"], total, settings.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        tokens = sum(map(len, batch))
+        state["step"] += 1
+        state["number"] += 1
+        state["lines"] += 1
+        state["tokens"] += tokens
+        state["loss"] = last
+        epoch = (state["step"] - 1) // -(-len(stage.items) // settings.batch_size)
+        # no time in it: a run that was killed leaves the same lines as one that was not
+        self.watch.log(
+            {
+                "stage": stage.name,
+                "epoch": epoch,
+                "step": state["number"],
+                "loss": last,
+                "learning_rate": rate,
+                "tokens": tokens,
+            }
+        )
+        speed = tokens / max(time.monotonic() - began, 1e-9)
+        self.watch.progress(
+            stage.name, state["step"], total, f"loss {last:.3f} · {speed:.0f} tokens/s"
+        )
+
+    def _share(self, summed: float) -> float:
+        """Add up gradients and loss over the processes, in one message."""
+        import torch
+
+        grads = [
+            p.grad if p.grad is not None else torch.zeros_like(p) for p in self.weights.values()
+        ]
+        flat = torch.cat([*(g.flatten().float() for g in grads), grads[0].new_tensor([summed])])
+        flat = self.trainable.accelerator.reduce(flat, "sum")
+        start = 0
+        for parameter in self.weights.values():
+            n = parameter.numel()
+            parameter.grad = flat[start : start + n].view_as(parameter).to(parameter.dtype)
+            start += n
+        return float(flat[-1])
+
+    # -- choosing the best epoch -------------------------------------------------------------
+
+    def _end_of_epoch(self, stage: Stage, epoch: int, prompts: Prompts | None) -> None:
+        if not stage.validation:
+            return
+        state = self.state
+        loss = self.validate(stage, prompts)
+        state["lines"] += 1
+        self.watch.log({"stage": stage.name, "epoch": epoch, "validation_loss": loss})
+        if state["best"] is None or loss < state["best"][0]:
+            state["best"], state["bad"] = [loss, epoch], 0
+            self.best = {n: w.detach().cpu().clone() for n, w in self.weights.items()}
+        else:
+            state["bad"] += 1
+        state["validation"][stage.name] = {"loss": state["best"][0], "epoch": state["best"][1]}
+
+    def validate(self, stage: Stage, prompts: Prompts | None) -> float:
+        """The mean loss per answer token on a stage's validation items."""
+        import torch
+
+        self.model.eval()
+        summed, count = 0.0, 0
+        mine = self._mine(stage.validation, stage)
+        size = self.settings.micro_batch or self.settings.batch_size
+        ordered = sorted(mine, key=len)
+        with torch.no_grad():
+            for start in range(0, len(ordered), size):
+                part = ordered[start : start + size]
+                loss, n = answer_loss(self.trainable, self.model, part, prompts)
+                summed, count = summed + float(loss), count + n
+        self.model.train()
+        if self.trainable.accelerator.num_processes > 1:
+            both = torch.tensor([summed, float(count)], device=self.trainable.device)
+            summed, count = self.trainable.accelerator.reduce(both, "sum").tolist()
+        return summed / count
+
+    def _stopped(self) -> bool:
+        return bool(self.settings.patience) and self.state["bad"] >= self.settings.patience
+
+    def _finish_stage(self) -> None:
+        """Go back to the best epoch, and on to the next stage."""
+        import torch
+
+        if self.best:
+            with torch.no_grad():
+                for name, weights in self.weights.items():
+                    weights.copy_(self.best[name])
+        self.best = {}
+        self.state |= {"stage": self.state["stage"] + 1, "step": 0, "best": None, "bad": 0}
+        self.start()
+        self._keep_time()
+        self._save()
+
+    def _keep_time(self) -> None:
+        now = time.monotonic()
+        self.state["seconds"] += now - self._clock
+        self._clock = now
+
+
+def _schedule(step: int, total: int, warmup: float) -> float:
+    """The share of the learning rate: a linear rise, then a linear fall to a twentieth."""
+    warm = max(1, int(total * warmup))
+    return min((step + 1) / warm, max(0.05, 1 - (step - warm) / max(1, total - warm)))
+
+
+def prompts_budget(trainable: Trainable, settings: recipes.Train) -> int:
+    """Bytes that kept prompts may take: the recipe's, or a quarter of what is free."""
+    if settings.prompts_mb is not None:
+        return settings.prompts_mb * 2**20
+    if trainable.device.type == "cuda":
+        import torch
+
+        return int(torch.cuda.mem_get_info(trainable.device)[0]) // 4
+    import psutil
+
+    return int(psutil.virtual_memory().available) // 4
+
+
+class Log:
+    """`log.jsonl`: one line a step, without those that came after the checkpoint gone on from."""
+
+    def __init__(self, path: Path, lines: int) -> None:
+        kept = path.read_bytes().splitlines(keepends=True)[:lines] if path.is_file() else []
+        path.write_bytes(b"".join(kept))
+        self._file = path.open("a", encoding="utf-8")
+
+    def __call__(self, line: dict[str, Any]) -> None:
+        print(json.dumps(line), file=self._file, flush=True)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()

@@ -1,0 +1,286 @@
+"""Prompts that the base has read: their KV, kept in memory, on disk, or computed again.
+
+The base alone reads the prompt of an activated adapter, so its KV never changes while training.
+What many prompts begin with (an instruction) is read once.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+from cmgr.errors import CmgrError
+from cmgr.runtime.llama import common_prefix
+from cmgr.train.model import Item, Trainable
+
+WORTH = 16  # tokens: a longer common beginning is read once
+READ = 16  # prompts read at once
+Where = Literal["memory", "disk", "again"]
+
+
+def cache_of(keys_values: Any, *, kept: bool) -> Any:
+    """A transformers cache over KV of shape (layers, 2, items, heads, tokens, size).
+
+    A `kept` one hands out what it was given with the new tokens behind it, and stays as it is: so
+    a layer may be computed twice (gradient checkpointing), and nothing is stored for nobody.
+    """
+    import torch
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    class Kept(DynamicLayer):  # type: ignore[misc] # transformers is untyped here
+        def update(self, key_states: Any, value_states: Any, *_: Any, **__: Any) -> Any:
+            return (
+                torch.cat([self.keys, key_states], dim=-2),
+                torch.cat([self.values, value_states], dim=-2),
+            )
+
+    cache = DynamicCache()
+    for keys, values in keys_values:
+        layer = Kept() if kept else DynamicLayer()
+        layer.lazy_initialization(keys, values)
+        layer.keys, layer.values = keys, values
+        cache.layers.append(layer)
+    return cache
+
+
+def stack(cache: Any, start: int) -> Any:
+    """A cache's KV from token `start` on, (layers, 2, items, heads, tokens, size)."""
+    import torch
+
+    return torch.stack(
+        [
+            torch.stack([layer.keys[:, :, start:], layer.values[:, :, start:]])
+            for layer in cache.layers
+        ]
+    )
+
+
+def families(prompts: Sequence[tuple[int, ...]]) -> list[tuple[int, list[int]]]:
+    """Prompts grouped by what they begin with, so that the fewest tokens are read.
+
+    Returns (length of the beginning, the prompts' numbers); those that share nothing worth it
+    stand together under length 0.
+    """
+    found = _split(prompts, sorted(range(len(prompts)), key=lambda n: prompts[n]), 8)
+    alone = [number for shared, numbers in found if not shared for number in numbers]
+    return [family for family in found if family[0]] + ([(0, alone)] if alone else [])
+
+
+def _split(
+    prompts: Sequence[tuple[int, ...]], order: list[int], depth: int
+) -> list[tuple[int, list[int]]]:
+    """Families of prompts in sorted order: one, or finer ones where that reads less."""
+    if len(order) < 2:
+        return [(0, order)]
+    common = [common_prefix(prompts[a], prompts[b]) for a, b in pairwise(order)]
+    # one token of each is left to read
+    least = min(min(common), min(len(prompts[n]) for n in order) - 1)
+    whole = [(least if least >= WORTH else 0, order)]
+    if not depth or least == max(common):
+        return whole
+    cuts = [0, *(i for i, n in enumerate(common, 1) if n <= least), len(order)]
+    if len(cuts) == 2:
+        return whole
+    parts = [f for a, b in pairwise(cuts) for f in _split(prompts, order[a:b], depth - 1)]
+
+    def cost(families: list[tuple[int, list[int]]]) -> int:
+        return sum(s + sum(len(prompts[n]) - s for n in group) for s, group in families)
+
+    return parts if cost(parts) < cost(whole) else whole
+
+
+class Prompts:
+    """The base's KV of the prompts of items, read once (or again each time).
+
+    `where` says where it is kept; "auto" takes memory up to `budget` bytes, then the disk, then
+    neither, and says which. Raises CmgrError when the disk is full.
+    """
+
+    def __init__(
+        self,
+        trainable: Trainable,
+        model: Any,
+        items: Sequence[Item],
+        where: Where | Literal["auto"],
+        budget: int,
+        folder: Path,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.trainable = trainable
+        self.model = model
+        self._prefix: dict[str, tuple[Item, int]] = {}  # item -> first of its family, shared tokens
+        self._shared: dict[str, Any] = {}
+        self._kept: dict[str, Any] = {}
+        self._file: Any = None
+        self._spans: dict[str, tuple[int, tuple[int, ...]]] = {}
+        self._path = folder / f"prompts-{trainable.accelerator.process_index}.bin"
+        self._groups: list[list[Item]] = []
+        for shared, numbers in families([item.prompt for item in items]):
+            members = [items[n] for n in numbers]
+            for item in members:
+                self._prefix[item.id] = (members[0], shared)
+            members.sort(key=lambda item: len(item.prompt))  # so that little is padded
+            self._groups += [members[i : i + READ] for i in range(0, len(members), READ)]
+        self.tokens = sum(len(i.prompt) - self._prefix[i.id][1] for i in items)
+        self.where = self._choose(budget, say) if where == "auto" else where
+
+    def _choose(self, budget: int, say: Callable[[str], None]) -> Where:
+        need = self.tokens * self.cell_bytes
+        if need <= budget:
+            return "memory"
+        free = shutil.disk_usage(self._path.parent).free
+        where: Where = "disk" if need < free // 2 else "again"
+        say(
+            f"train: the prompts' KV takes {need / 2**20:.0f} MB, more than the "
+            f"{budget / 2**20:.0f} MB of train.prompts_mb: "
+            + ("it is kept on disk" if where == "disk" else "it is computed again each time")
+        )
+        return where
+
+    @property
+    def cell_bytes(self) -> int:
+        """Bytes of one token's KV."""
+        config = self.trainable.model.config.get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return int(2 * config.num_hidden_layers * heads * size * self.trainable.dtype.itemsize)
+
+    def read(self) -> None:
+        """Let the base read everything that is to be kept."""
+        if self.where == "again":
+            return
+        for group in self._groups:
+            found = self._compute(group)
+            for item in group:
+                if self.where == "memory":
+                    self._kept[item.id] = found[item.id]
+                else:
+                    self._write(item, found[item.id])
+
+    def close(self) -> None:
+        """Forget all, on disk too."""
+        self._kept.clear()
+        self._shared.clear()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        self._path.unlink(missing_ok=True)
+
+    def past(self, items: Sequence[Item]) -> tuple[Any, Any]:
+        """A cache of these items' prompts, left-padded, and its mask, (items, longest)."""
+        import torch
+
+        again: dict[str, Any] = {}
+        if self.where == "again":
+            for group in self._by_family(items):
+                again |= self._compute(group)
+        longest = max(len(item.prompt) for item in items)
+        mask = torch.zeros((len(items), longest), dtype=torch.long)
+        block: Any = None
+        for row, item in enumerate(items):
+            own = again[item.id] if again else self._load(item)
+            n = len(item.prompt)
+            if block is None:
+                layers, two, heads, _, size = own.shape
+                block = own.new_zeros((layers, two, len(items), heads, longest, size))
+            mask[row, longest - n :] = 1
+            shared = self._prefix[item.id][1]
+            if shared:
+                block[:, :, row, :, longest - n : longest - n + shared] = self._beginning(item)
+            block[:, :, row, :, longest - n + shared :] = own
+        return cache_of(block.unbind(0), kept=True), mask
+
+    # -- reading -----------------------------------------------------------------------------
+
+    def _by_family(self, items: Sequence[Item]) -> list[list[Item]]:
+        groups: dict[str, list[Item]] = {}
+        for item in items:
+            groups.setdefault(self._prefix[item.id][0].id, []).append(item)
+        return list(groups.values())
+
+    def _decode(self, ids: Any, mask: Any, past: Any) -> Any:
+        import torch
+
+        device = self.trainable.device
+        done = mask.shape[1] - ids.shape[1]
+        with torch.no_grad(), self.model.disable_adapter():
+            out = self.model.get_base_model().get_decoder()(
+                input_ids=ids.to(device),
+                attention_mask=mask.to(device),
+                position_ids=torch.arange(done, mask.shape[1], device=device)[None],
+                past_key_values=past,
+                use_cache=True,
+            )
+        return out.past_key_values
+
+    def _beginning(self, item: Item) -> Any:
+        """KV of what an item's family begins with, (layers, 2, heads, tokens, size)."""
+        import torch
+
+        first, shared = self._prefix[item.id]
+        if first.id not in self._shared:
+            ids = torch.tensor([first.prompt[:shared]])
+            found = stack(self._decode(ids, torch.ones_like(ids), None), 0)
+            self._shared[first.id] = found[:, :, 0].clone()
+        return self._shared[first.id]
+
+    def _compute(self, group: Sequence[Item]) -> dict[str, Any]:
+        """KV of the prompts of one family, without their beginning."""
+        import torch
+
+        shared = self._prefix[group[0].id][1]
+        longest = max(len(item.prompt) for item in group)
+        ids = torch.full((len(group), longest - shared), self.trainable.end)
+        mask = torch.zeros((len(group), longest), dtype=torch.long)
+        for row, item in enumerate(group):
+            ids[row, : len(item.prompt) - shared] = torch.tensor(item.prompt[shared:])
+            mask[row, : len(item.prompt)] = 1
+        past = None
+        if shared:
+            begun = self._beginning(group[0])
+            layers, two, *rest = begun.shape
+            past = cache_of(
+                begun[:, :, None].expand(layers, two, len(group), *rest).unbind(0), kept=False
+            )
+        found = stack(self._decode(ids, mask, past), shared)
+        return {
+            item.id: found[:, :, row, :, : len(item.prompt) - shared].clone()
+            for row, item in enumerate(group)
+        }
+
+    # -- the disk ----------------------------------------------------------------------------
+
+    def _write(self, item: Item, values: Any) -> None:
+        import torch
+
+        if self._file is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("w+b")
+        data = values.cpu().contiguous()
+        try:
+            start = self._file.seek(0, 2)
+            self._file.write(data.view(torch.uint8).numpy().tobytes())
+        except OSError as error:
+            raise CmgrError(
+                f"{self._path}: {error.strerror}: the prompts' KV does not fit the disk. Free "
+                "some, or set train.prompts: again in the recipe"
+            ) from None
+        self._spans[item.id] = (start, tuple(data.shape))
+
+    def _load(self, item: Item) -> Any:
+        import torch
+
+        if self.where == "memory":
+            return self._kept[item.id]
+        start, shape = self._spans[item.id]
+        dtype = self.trainable.dtype
+        count = dtype.itemsize
+        for n in shape:
+            count *= n
+        self._file.seek(start)
+        data = bytearray(self._file.read(count))
+        return torch.frombuffer(data, dtype=dtype).view(shape).to(self.trainable.device)
