@@ -63,17 +63,23 @@ SETS: list[dict[str, float]] = [
 
 @pytest.mark.model
 def test_choices_are_weighed_as_one_by_one(runtime: Runtime) -> None:
-    """Bound: log-probabilities within 0.25, and the same choice wherever one leads by 0.5."""
+    """Bound, a token: root mean square 0.1, none above 0.5; the same choice where one leads by 0.5.
+
+    llama.cpp rounds activations to 8 bits: the last bit of a sum, which depends on the shape of a
+    batch, decides some of these roundings.
+    """
     jobs = [Job(say(p), SETS[i % len(SETS)], CHOICES) for i, p in enumerate(PROMPTS)]
     lengths = [len(runtime.model.tokenize(c, control=False)) for c in CHOICES]
+    apart = []
     for job, outcome in zip(jobs, run(runtime, jobs), strict=True):
         alone = np.array(runtime.score(job.messages, CHOICES, job.scales)) * lengths
         assert outcome.choice_logprobs is not None and not outcome.error
         sums = np.array(outcome.choice_logprobs)
-        assert np.abs(sums / lengths - alone / lengths).max() < 0.25
+        apart.append((sums - alone) / lengths)
         best, second = np.sort(alone)[::-1][:2]
         if best - second > 0.5:
             assert sums.argmax() == alone.argmax()
+    assert np.sqrt(np.mean(np.square(apart))) < 0.1 and np.abs(apart).max() < 0.5
 
 
 @pytest.mark.model
@@ -221,6 +227,10 @@ def test_a_file_is_answered_in_order_and_completed_by_id(trained: Path, tmp_path
     again = answers(out.read_text())
     assert [a["id"] for a in again] == ["r", "b", "c", "m", "n"]
     assert [a["id"] for a in again if a.get("mark")] == ["r", "c", "m"]
+    # another wish: what the router decided before is asked anew, what a line fixes stays
+    done = cmgr(*words, "-o", str(out), "--base", cwd=trained)
+    assert done.returncode == 0 and "2 answers are there, 3 to go" in done.stderr
+    assert {a["adapter"] for a in answers(out.read_text())} == {None, "japan=0.5"}
     piped = cmgr(*words[:1], "--batch", "-", "--base", cwd=trained, stdin=source.read_text())
     assert [a["id"] for a in answers(piped.stdout)] == ["r", "b", "c", "m", "n"]
 

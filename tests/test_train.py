@@ -1,39 +1,70 @@
-"""Training on kept prompt KV is PEFT's activated training."""
+"""Training is PEFT's, faster: both kinds, any place for the prompts, any interruption."""
 
 from __future__ import annotations
 
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from conftest import cmgr, write_recipe
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cmgr import recipe as recipes
+from cmgr import train
 from cmgr.base import resolve
-from cmgr.errors import CmgrError
+from cmgr.errors import CmgrError, UsageError
 from cmgr.records import Example, Message
-from cmgr.train import loop
+from cmgr.train import checkpoint
+from cmgr.train.loop import Loop, Stage, Watch, answer_loss, order_of
+from cmgr.train.model import Item, Trainable, checkpoint_layers
+from cmgr.train.parity import parity
+from cmgr.train.prompts import Prompts, families
 from cmgr.workspace import read_json
 
-pytestmark = pytest.mark.model
+model = pytest.mark.model
+ADAPTER = recipes.Adapter(rank=4, alpha=8)
 
 
 @pytest.fixture(scope="module")
-def trainable() -> loop.Trainable:
-    return loop.Trainable(resolve("smollm2"), lambda _: None)
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> recipes.Recipe:
+    return recipes.load(write_recipe(tmp_path_factory.mktemp("recipe")))
 
 
-def example(number: int, question: str, answer: str) -> Example:
+@pytest.fixture(scope="module")
+def trainable(recipe: recipes.Recipe) -> Trainable:
+    return Trainable(resolve("smollm2"), recipe, Path(), lambda _: None)
+
+
+def example(number: int, question: str, answer: str, **changes: Any) -> Example:
     return Example(
-        id=str(number),
-        culture="japan",
-        task="t",
-        stage="task",
-        inputs={},
-        answer=answer,
-        messages=[Message(role="user", content=question)],
-        evidence_ids=[],
-        quote="",
-        generator="test",
-        created_at="",
+        **{
+            "id": f"e{number}",
+            "culture": "japan",
+            "task": "everyday",
+            "stage": "task",
+            "inputs": {},
+            "answer": answer,
+            "messages": [
+                Message(role="system", content="Answer in one short sentence, and say no more."),
+                Message(role="user", content=question),
+            ],
+            "evidence_ids": [f"p{number}"],
+            "quote": "",
+            "generator": "test",
+            "created_at": "",
+            **changes,
+        }
     )
 
 
@@ -41,88 +72,516 @@ EXAMPLES = [
     example(0, "How do people greet?", "They bow."),
     example(1, "A longer question on tips <|im_end|> in a restaurant?", "No tip is left here."),
     example(2, "Shoes?", "They come off at the door, at once."),
-]
+    example(3, "A question with another system message?", "Yes.", messages=[
+        Message(role="user", content="A question without a system message?")]),
+]  # fmt: skip
 
 
-def test_loss_and_gradients_equal_pefts_own_activated_forward(
-    trainable: loop.Trainable,
-) -> None:
+@pytest.fixture
+def items(trainable: Trainable) -> list[Item]:
+    return [trainable.item(e) for e in EXAMPLES]
+
+
+@pytest.fixture
+def adapted(trainable: Trainable) -> Iterator[Any]:
+    """The base with a LoRA that already does something."""
+    import torch
+
+    torch.manual_seed(0)
+    found = trainable.make_adapter(ADAPTER)
+    with torch.no_grad():
+        for name, weights in found.named_parameters():
+            if "lora_B" in name:
+                weights.normal_(std=0.02)
+    yield found
+    found.unload()
+
+
+def gradients(found: Any) -> dict[str, Any]:
+    grads = {n: w.grad.clone() for n, w in found.named_parameters() if w.grad is not None}
+    found.zero_grad()
+    return grads
+
+
+def reference(
+    trainable: Trainable, items: list[Item], kind: str, weights: dict[str, Any]
+) -> tuple[float, dict[str, Any]]:
+    """Loss and gradients of PEFT's own forward pass, item by item."""
     import torch
     from peft import LoraConfig, get_peft_model
 
-    items = [trainable.item(e) for e in EXAMPLES]
-    torch.manual_seed(0)
-    model = loop.make_adapter(trainable, recipes.Adapter(rank=4, alpha=8))
-    with torch.no_grad():
-        for name, weights in model.named_parameters():
-            if "lora_B" in name:
-                weights.normal_(std=0.02)
-    start = {n: w.detach().clone() for n, w in model.named_parameters() if "lora_" in n}
-    cache = loop.PromptCache(trainable, model)
-    cache.add(items)
-    loss = loop.batch_loss(trainable, model, cache, items)
-    loss.backward()
-    ours = {n: w.grad.clone() for n, w in model.named_parameters() if w.grad is not None}
-    model.unload()
-
     config = LoraConfig(
         task_type="CAUSAL_LM",
-        r=4,
-        lora_alpha=8,
+        r=ADAPTER.rank,
+        lora_alpha=ADAPTER.alpha,
         target_modules="all-linear",
-        alora_invocation_tokens=trainable.invocation,
+        alora_invocation_tokens=trainable.invocation if kind == "activated" else None,
     )
     other = get_peft_model(trainable.model, config)
-    with torch.no_grad():
-        for name, weights in other.named_parameters():
-            if name in start:
-                weights.copy_(start[name])
-    total, count = torch.zeros(()), 0
-    for item in items:
-        ids = torch.tensor([item.prompt + item.target])
-        logits = other(input_ids=ids).logits[0].float()
-        first = len(item.prompt) + len(trainable.invocation)
-        total = total + torch.nn.functional.cross_entropy(
-            logits[first - 1 : -1], ids[0, first:], reduction="sum"
-        )
-        count += ids.shape[1] - first
-    reference = total / count
-    reference.backward()
-    theirs = {n: w.grad for n, w in other.named_parameters() if w.grad is not None}
-    assert loss.item() == pytest.approx(reference.item(), abs=1e-4)
+    try:
+        with torch.no_grad():
+            for name, values in other.named_parameters():
+                if name in weights:
+                    values.copy_(weights[name])
+        total, count = torch.zeros(()), 0
+        for item in items:
+            ids = torch.tensor([item.prompt + item.target])
+            first = len(item.prompt) + len(trainable.invocation)
+            logits = other(input_ids=ids).logits[0].float()
+            total = total + torch.nn.functional.cross_entropy(
+                logits[first - 1 : -1], ids[0, first:], reduction="sum"
+            )
+            count += ids.shape[1] - first
+        (total / count).backward()
+        return float(total.detach()) / count, gradients(other)
+    finally:
+        other.unload()
+
+
+@model
+@pytest.mark.parametrize("where", ["memory", "disk", "again", "standard"])
+def test_loss_and_gradients_are_those_of_pefts_own_forward(
+    trainable: Trainable, adapted: Any, items: list[Item], where: Any, tmp_path: Path
+) -> None:
+    import torch
+
+    prompts = None
+    if where != "standard":
+        prompts = Prompts(trainable, adapted, items, where, 0, tmp_path)
+        assert prompts.tokens < sum(len(i.prompt) for i in items)  # the beginning is read once
+        prompts.read()
+        assert (tmp_path / "prompts-0.bin").exists() == (where == "disk")
+    weights = {n: w.detach().clone() for n, w in adapted.named_parameters() if "lora_" in n}
+    loss, count = answer_loss(trainable, adapted, items, prompts)
+    (loss / count).backward()
+    ours = gradients(adapted)
+    if prompts is not None:
+        prompts.close()
+    assert not list(tmp_path.iterdir())
+    adapted.unload()
+    kind = "standard" if where == "standard" else "activated"
+    wanted, theirs = reference(trainable, items, kind, weights)
+    assert float(loss.detach()) / count == pytest.approx(wanted, abs=1e-4)
     assert set(ours) == set(theirs) and ours
     for name, gradient in ours.items():
         assert torch.allclose(gradient, theirs[name], rtol=1e-2, atol=1e-4), name
-    other.unload()
 
 
-def test_an_items_loss_does_not_depend_on_its_neighbours(trainable: loop.Trainable) -> None:
+@model
+@pytest.mark.parametrize("kind", ["activated", "standard"])
+def test_an_items_loss_does_not_depend_on_its_neighbours(
+    trainable: Trainable, adapted: Any, items: list[Item], kind: str, tmp_path: Path
+) -> None:
     import torch
 
-    items = [trainable.item(e) for e in EXAMPLES]
-    model = loop.make_adapter(trainable, recipes.Adapter(rank=4, alpha=8))
-    cache = loop.PromptCache(trainable, model)
-    cache.add(items)
+    prompts = Prompts(trainable, adapted, items, "again", 0, tmp_path)
     with torch.no_grad():
-        together = loop.batch_loss(trainable, model, cache, items).item()
-        alone = [loop.batch_loss(trainable, model, cache, [i]).item() for i in items]
-    lengths = [len(i.target) - len(trainable.invocation) for i in items]
-    mean = sum(a * n for a, n in zip(alone, lengths, strict=True)) / sum(lengths)
-    assert together == pytest.approx(mean, abs=1e-4)
-    model.unload()
+        for group in (items, items[:2], items[1:]):
+            used = prompts if kind == "activated" else None
+            together = float(answer_loss(trainable, adapted, group, used)[0])
+            alone = [float(answer_loss(trainable, adapted, [i], used)[0]) for i in group]
+            assert together == pytest.approx(sum(alone), abs=1e-3)
 
 
-def test_a_loss_that_is_not_finite_names_its_examples(trainable: loop.Trainable) -> None:
-    model = loop.make_adapter(trainable, recipes.Adapter(rank=4, alpha=8))
-    settings = recipes.Train(learning_rate=1e30, batch_size=3)
-    with pytest.raises(CmgrError, match=r"not finite.*0.*learning_rate"):
-        loop.fit(
-            trainable, model, [("task", EXAMPLES, 5)], settings, lambda _: None, lambda *_: None
+@model
+def test_layers_computed_twice_give_the_same_gradients(
+    trainable: Trainable, adapted: Any, items: list[Item], tmp_path: Path
+) -> None:
+    import torch
+
+    prompts = Prompts(trainable, adapted, items, "memory", 0, tmp_path)
+    prompts.read()
+    found = []
+    for again in (False, True):
+        if again:
+            checkpoint_layers(trainable.model)
+        for used in (prompts, None):
+            answer_loss(trainable, adapted, items, used)[0].backward()
+            found.append(gradients(adapted))
+    for layer in trainable.model.get_decoder().layers:
+        del layer.forward  # the class's own again
+    for before, after in zip(found[:2], found[2:], strict=True):
+        assert all(torch.allclose(before[n], after[n], atol=1e-5) for n in before)
+
+
+PROMPT = st.lists(st.integers(0, 2), min_size=1, max_size=60).map(tuple)
+BEGUN = st.builds(
+    lambda head, n, tail: (head,) * n + tail, st.integers(0, 2), st.integers(0, 40), PROMPT
+)
+
+
+@given(st.lists(BEGUN, min_size=1, max_size=12))
+def test_families_hold_every_prompt_once_and_read_no_more(prompts: list[tuple[int, ...]]) -> None:
+    found = families(prompts)
+    assert sorted(n for _, group in found for n in group) == list(range(len(prompts)))
+    read = 0
+    for shared, group in found:
+        assert len({prompts[n][:shared] for n in group}) == 1
+        assert all(len(prompts[n]) > shared for n in group)
+        read += shared + sum(len(prompts[n]) - shared for n in group)
+    assert read <= sum(map(len, prompts))
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=60), st.integers(1, 8), st.integers())
+def test_an_epoch_has_every_item_once(lengths: list[int], size: int, seed: int) -> None:
+    items = [Item(str(n), (1,) * k, (2, 3)) for n, k in enumerate(lengths)]
+    batches = order_of(items, size, seed, whole=True)
+    assert sorted(i.id for b in batches for i in b) == sorted(i.id for i in items)
+    assert all(0 < len(b) <= size for b in batches)
+    assert batches == order_of(items, size, seed, whole=True)
+
+
+@settings(max_examples=40)
+@given(
+    st.lists(st.lists(st.integers(0, 25), min_size=1, max_size=2), min_size=20, max_size=60),
+    st.floats(0.05, 0.5),
+)
+def test_nothing_held_back_rests_on_what_is_trained(
+    passages: list[list[int]], share: float
+) -> None:
+    examples = [
+        example(n, "?", "!", evidence_ids=[str(p) for p in found])
+        for n, found in enumerate(passages)
+    ]
+    back = train.held_back(examples, share, 1)
+    assert len(back) < len(examples)
+    sides: list[set[str]] = [set(), set()]
+    for e in examples:
+        sides[e.id in back] |= set(e.evidence_ids)
+    assert not sides[0] & sides[1]
+    assert train.held_back(examples, 0.0, 1) == set()
+
+
+@model
+def test_what_cannot_be_trained_on_is_named(trainable: Trainable, recipe: recipes.Recipe) -> None:
+    with pytest.raises(CmgrError, match=r"e7 .*no answer.*cmgr review"):
+        trainable.item(example(7, "Why?", ""))
+    with pytest.raises(CmgrError, match=r"e8 .*tokens.*base\.context"):
+        trainable.item(example(8, "word " * 3000, "Yes."))
+    for changes, says in (({"culture": "peru"}, "culture 'peru'"), ({"task": "x"}, "task 'x'")):
+        with pytest.raises(CmgrError, match=f"e9 .*{says}"):
+            train.check(recipe, [example(9, "Why?", "So.", **changes)])
+    with pytest.raises(UsageError, match="targets"):
+        trainable.make_adapter(recipes.Adapter(targets=["nothing_here"]))
+
+
+def test_shards_share_the_cultures_out() -> None:
+    cultures = list("abcdefgh")
+    parts = [train.shard(cultures, f"{i}/3") for i in (1, 2, 3)]
+    assert sorted(c for part in parts for c in part) == cultures
+    for wrong in ("0/3", "4/3", "x", "1/", "/2"):
+        with pytest.raises(UsageError, match="shard"):
+            train.shard(cultures, wrong)
+
+
+def test_out_of_memory_names_the_key() -> None:
+    import torch
+
+    for settings_, says in (
+        (recipes.Train(), "micro_batch: 8"),
+        (recipes.Train(micro_batch=1), "gradient_checkpointing: true"),
+        (recipes.Train(micro_batch=1, gradient_checkpointing=True), "quantize: 4bit"),
+    ):
+        with (
+            pytest.raises(CmgrError, match=f"out of memory.*{says}"),
+            train._memory(settings_, 100),
+        ):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@model
+def test_a_loss_that_is_not_finite_names_its_examples(
+    trainable: Trainable, adapted: Any, items: list[Item], tmp_path: Path
+) -> None:
+    settings_ = recipes.Train(learning_rate=1e30, batch_size=4)
+    with pytest.raises(CmgrError, match=r"not finite.*e[0-3].*learning_rate"):
+        Loop(trainable, adapted, "activated", settings_, tmp_path).run(
+            [Stage("task", items, [], 5)]
         )
-    model.unload()
 
 
-def test_tokens_equal_the_runtimes(trainable: loop.Trainable) -> None:
+# -- interruption ------------------------------------------------------------------------------
+
+
+def outcome(
+    trainable: Trainable, kind: str, folder: Path, items: list[Item], stop: int = 0
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Weights and log of a training, or of its part up to a crash behind step `stop`."""
+    import torch
+
+    folder.mkdir(exist_ok=True)
+    torch.manual_seed(1)
+    found = trainable.make_adapter(recipes.Adapter(rank=4, alpha=8, dropout=0.2))
+    settings_ = recipes.Train(batch_size=2, checkpoint_seconds=0, patience=0)
+    lines: list[dict[str, Any]] = []
+
+    def log(line: dict[str, Any]) -> None:
+        lines.append(line)
+        if stop and len(lines) == stop:
+            raise KeyboardInterrupt
+
+    loop = Loop(trainable, found, kind, settings_, folder, Watch(log=log))
+    went_on = loop.resume()
+    skipped = loop.state["lines"]
+    try:
+        loop.run([Stage("broad", items[:2], items[3:], 2), Stage("task", items[:3], items[3:], 2)])
+    except KeyboardInterrupt:
+        pass
+    finally:
+        weights = {n: w.detach().clone() for n, w in loop.weights.items()}
+        found.unload()
+    assert went_on or not skipped
+    return weights, [{}] * skipped + lines
+
+
+@model
+@pytest.mark.parametrize("kind", ["activated", "standard"])
+def test_a_training_gone_on_with_is_one_never_interrupted(
+    trainable: Trainable, items: list[Item], kind: str, tmp_path: Path
+) -> None:
+    """Crashes within both stages, dropout on, the best epoch kept: the same bits."""
+    import torch
+
+    whole, log = outcome(trainable, kind, tmp_path / "whole", items)
+    assert [line["stage"] for line in log if "validation_loss" in line] == [
+        *("broad", "broad", "task", "task")
+    ]
+    for stop in (2, 4, 3):
+        outcome(trainable, kind, tmp_path / "parts", items, stop)
+    resumed, rest = outcome(trainable, kind, tmp_path / "parts", items)
+    assert rest and len(rest) == len(log)
+    assert [line for line in rest if line] == log[len(rest) - len([x for x in rest if x]) :]
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_checkpoint_cut_off_or_altered_is_passed_over(tmp_path: Path) -> None:
+    import torch
+
+    assert checkpoint.load(tmp_path) is None
+    for number in (1, 2, 3):
+        checkpoint.save(tmp_path, number, {"step": number}, {"w": torch.full((40,), number)})
+    files = sorted(tmp_path.iterdir())
+    assert len(files) == checkpoint.KEEP
+    data = files[-1].read_bytes()
+    for damaged in (data[:-7], data[:20], b"", data[:-1] + bytes([data[-1] ^ 1])):
+        files[-1].write_bytes(damaged)
+        found = checkpoint.load(tmp_path)
+        assert found is not None and found[0] == {"step": 2}
+        assert torch.equal(found[1]["w"], torch.full((40,), 2))
+
+
+def test_a_disk_that_is_full_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+    """The file-size limit makes the operating system itself refuse the write."""
+    code = f"""
+import resource, signal, torch
+from pathlib import Path
+from cmgr.train import checkpoint
+folder = Path({str(tmp_path)!r})
+checkpoint.save(folder, 1, {{"step": 1}}, {{"w": torch.zeros(10)}})
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+checkpoint.save(folder, 2, {{"step": 2}}, {{"w": torch.zeros(100_000)}})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "CmgrError" in done.stderr and "The last one stands" in done.stderr
+    found = checkpoint.load(tmp_path)
+    assert found is not None and found[0] == {"step": 1}
+    assert len(list(tmp_path.iterdir())) == 1
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+
+
+def prepared(trained: Path, folder: Path, **changes: Any) -> Path:
+    """A copy of the trained workspace without adapters, its recipe's `train` changed."""
+    shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("adapters", "eval"))
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    recipe["train"] = {"batch_size": 2, "task_epochs": 3, "checkpoint_seconds": 0, "seed": 3}
+    recipe["adapter"] = {"rank": 4, "alpha": 8, **changes}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return folder
+
+
+def losses(folder: Path) -> list[float]:
+    lines = (folder / "adapters" / "japan" / "log.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+@pytest.fixture(scope="module")
+def left_alone(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training of one culture that nobody disturbed: a standard adapter, with dropout."""
+    folder = tmp_path_factory.mktemp("alone") / "w"
+    prepared(trained, folder, kind="standard", dropout=0.1, export="q8_0")
+    done = cmgr("train", "--culture", "japan", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@model
+def test_killed_at_any_step_it_ends_the_same(
+    trained: Path, left_alone: Path, tmp_path: Path
+) -> None:
+    """SIGKILL while it trains, then the same command again: log and weights, bit for bit."""
+    folder = tmp_path / "w"
+    prepared(trained, folder, kind="standard", dropout=0.1, export="q8_0")
+    command = [sys.executable, "-m", "cmgr", "train", "--culture", "japan"]
+    work = folder / "adapters" / ".japan.part"
+    process = subprocess.Popen(command, cwd=folder, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 300
+    while time.monotonic() < until and process.poll() is None:
+        if len(list(work.glob("checkpoint-*"))) == checkpoint.KEEP:
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert work.is_dir() and not (folder / "adapters" / "japan").exists()
+    done = cmgr("train", "--culture", "japan", cwd=folder)
+    assert done.returncode == 0 and "goes on after step" in done.stderr
+    for name in ("log.jsonl", "adapter_model.safetensors", "adapter_config.json", "adapter.gguf"):
+        one, other = (w / "adapters" / "japan" / name for w in (folder, left_alone))
+        assert one.read_bytes() == other.read_bytes(), name
+    assert not work.exists()
+    assert "up to date" in cmgr("train", "--culture", "japan", cwd=folder).stderr
+
+
+@model
+def test_two_processes_have_the_loss_of_one(trained: Path, tmp_path: Path) -> None:
+    """torchrun, gloo, the same global batch; activated, each prompt read by one process."""
+    folders = [prepared(trained, tmp_path / name) for name in ("one", "two")]
+    done = cmgr("train", "--culture", "japan", cwd=folders[0])
+    assert done.returncode == 0, done.stderr
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    both = subprocess.run(
+        [sys.executable, *words, "-m", "cmgr", "train", "--culture", "japan"],
+        cwd=folders[1],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert both.returncode == 0, both.stderr
+    assert "2 processes" in both.stderr
+    one, two = (losses(folder) for folder in folders)
+    assert len(one) > 5 and two == pytest.approx(one, abs=2e-3)
+    assert two[:2] == pytest.approx(one[:2], abs=1e-5)
+
+
+# -- what comes of it --------------------------------------------------------------------------
+
+
+@model
+def test_a_standard_adapter_in_q8_0_acts_on_every_token(left_alone: Path) -> None:
+    from cmgr.runtime import Runtime
+
+    folder = left_alone / "adapters" / "japan"
+    manifest = read_json(folder / "manifest.json") or {}
+    assert manifest["kind"] == "standard" and manifest["parity"]["adapter_cosine"] > 0.99
+    config = read_json(folder / "adapter_config.json") or {}
+    assert config["r"] == 4 and not config["alora_invocation_tokens"]
+    runtime = Runtime(resolve("smollm2"))
+    runtime.load_adapter("japan", folder)
+    assert not runtime.model.activated
+    runtime.close()
+
+
+@model
+def test_the_adapter_folder_is_what_the_ecosystem_knows(
+    trained: Path, trainable: Trainable
+) -> None:
+    import torch
+    from peft import PeftModel
+
+    folder = trained / "adapters" / "japan"
+    manifest = read_json(folder / "manifest.json")
+    assert manifest is not None
+    assert manifest["parity"]["adapter_cosine"] > 0.99 and manifest["parity"]["prompts"] >= 2
+    config = read_json(folder / "adapter_config.json")
+    assert config is not None and config["alora_invocation_tokens"] == trainable.invocation
+    assert config["base_model_name_or_path"] == "smollm2"
+    assert config["target_modules"] == sorted(config["target_modules"])
+    names = {p.name for p in folder.iterdir()}
+    assert names >= {"adapter_model.safetensors", "adapter.gguf", "README.md", "log.jsonl"}
+    assert not any("checkpoint" in name or name == "inputs" for name in names)
+    ids = torch.tensor([[*trainable.item(EXAMPLES[0]).prompt, *trainable.invocation]])
+    with torch.no_grad():
+        bare = trainable.model(input_ids=ids).logits[0, -1]
+        loaded = PeftModel.from_pretrained(trainable.model, str(folder))
+        changed = loaded(input_ids=ids).logits[0, -1]
+        before = loaded(input_ids=ids[:, :-3]).logits[0, -1]
+        loaded.unload()
+        untouched = trainable.model(input_ids=ids[:, :-3]).logits[0, -1]
+    assert not torch.allclose(bare, changed) and torch.allclose(before, untouched)
+
+
+@model
+def test_the_card_says_what_it_is_made_from(trained: Path) -> None:
+    text = (trained / "adapters" / "japan" / "README.md").read_text()
+    head = yaml.safe_load(text.split("---")[1])
+    assert head["library_name"] == "peft" and "activated" in head["tags"]
+    for words in ("Everyday life", "reviewed by a person: 0 of", "documents", "Limits", "rank 4"):
+        assert words in text
+    assert str(trained.parent) not in text
+
+
+@model
+def test_an_export_that_does_not_agree_is_refused(
+    trained: Path, trainable: Trainable, tmp_path: Path
+) -> None:
+    """Another adapter's GGUF beside these weights, four times as strong."""
+    from cmgr.merge import cat
+
+    folder = tmp_path / "japan"
+    shutil.copytree(trained / "adapters" / "japan", folder)
+    cat({trained / "adapters" / "brazil": 40.0}, tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "adapter.gguf", folder)
+    with pytest.raises(CmgrError, match=r"does not agree with PEFT.*not put into use"):
+        parity(trainable, folder, [e.messages for e in EXAMPLES], 2048)
+
+
+@model
+def test_weights_to_train_from_instead_of_the_gguf(
+    trainable: Trainable, recipe: recipes.Recipe, tmp_path: Path
+) -> None:
+    import torch
+    import transformers
+
+    config = transformers.LlamaConfig(**trainable.model.config.to_dict())
+    config.quantization_config = None
+    copy = transformers.LlamaForCausalLM(config)
+    copy.load_state_dict(trainable.model.state_dict())
+    copy.save_pretrained(tmp_path / "weights")
+    trainable.tokenizer.save_pretrained(tmp_path / "weights")
+    wanted = recipe.model_copy(deep=True)
+    wanted.base.train_from = "weights"
+    found = Trainable(resolve("smollm2"), wanted, tmp_path, lambda _: None)
+    assert found.reference == "weights"
+    item = found.item(EXAMPLES[1])
+    assert item == trainable.item(EXAMPLES[1])
+    with torch.no_grad():
+        ids = torch.tensor([item.prompt])
+        one, other = (t.model(input_ids=ids).logits for t in (found, trainable))
+    assert torch.allclose(one, other, atol=1e-3)
+    wanted.train.quantize = "4bit"
+    with pytest.raises(UsageError, match="CUDA"):
+        Trainable(resolve("smollm2"), wanted, tmp_path, lambda _: None)
+
+
+@model
+def test_a_base_that_transformers_cannot_load(recipe: recipes.Recipe, tmp_path: Path) -> None:
+    import gguf
+
+    from cmgr.base import Base
+
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "rwkv7")
+    writer.add_string("general.name", "x")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(CmgrError, match=r"x\.gguf: transformers cannot load.*train_from"):
+        Trainable(Base("x.gguf", tmp_path / "x.gguf"), recipe, tmp_path, lambda _: None)
+
+
+@model
+def test_tokens_equal_the_runtimes(trainable: Trainable) -> None:
     from cmgr.runtime import Runtime
 
     runtime = Runtime(resolve("smollm2"))
@@ -136,16 +595,3 @@ def test_tokens_equal_the_runtimes(trainable: loop.Trainable) -> None:
         messages = [Message(role="user", content=text)]
         assert runtime.prompt_tokens(messages) == trainable.prompt_tokens(messages), text
     runtime.close()
-
-
-def test_the_adapter_folder_is_what_the_ecosystem_knows(trained: Path) -> None:
-    folder = trained / "adapters" / "japan"
-    manifest = read_json(folder / "manifest.json")
-    assert manifest is not None
-    assert manifest["parity"]["adapter_cosine"] > 0.995
-    config = read_json(folder / "adapter_config.json")
-    assert config is not None and config["alora_invocation_tokens"]
-    assert config["base_model_name_or_path"] == "smollm2"
-    names = {p.name for p in folder.iterdir()}
-    assert names >= {"adapter_model.safetensors", "adapter.gguf", "README.md", "log.jsonl"}
-    assert str(trained.parent) not in (folder / "README.md").read_text()

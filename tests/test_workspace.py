@@ -79,6 +79,24 @@ def test_the_second_is_told_who_holds_the_workspace(ws: Workspace) -> None:
         pass
 
 
+def test_shards_go_side_by_side_and_beside_nothing_else(ws: Workspace) -> None:
+    other = Workspace(ws.folder)
+    with ws.lock("cmgr train --shard 1/2", "1/2"):
+        with other.lock("cmgr train --shard 2/2", "2/2"):
+            pass
+        for shard in (None, "1/2"):
+            with pytest.raises(CmgrError, match="`cmgr train --shard 1/2`"), other.lock("x", shard):
+                pass
+    with (
+        ws.lock("cmgr synthesize"),
+        pytest.raises(CmgrError, match="`cmgr synthesize`"),
+        other.lock("x", "1/2"),
+    ):
+        pass
+    with ws.lock("x"):
+        pass
+
+
 def test_a_manifest_is_current_only_for_its_inputs(ws: Workspace) -> None:
     ws.finish("search", "abc", queries=3)
     assert ws.is_current("search", "abc") and not ws.is_current("search", "abd")

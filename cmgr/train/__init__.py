@@ -214,6 +214,9 @@ def _one(
         raise CmgrError(f"no examples of the stages {recipe.train.stages} for {culture.id}")
     torch.manual_seed(recipe.train.seed)
     model = trainable.make_adapter(recipe.adapter)
+    gguf_lora.refuse_unfaithful(
+        model.peft_config["default"].to_dict(), trainable.model.config.to_dict()
+    )
     watch = Watch(say=ws.say)
     loop = Loop(trainable, model, recipe.adapter.kind, recipe.train, work, watch)
     if loop.resume():

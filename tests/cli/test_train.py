@@ -45,3 +45,42 @@ def test_stages_one_by_one_and_a_missing_extra(workspace: Path) -> None:
 def test_an_unknown_culture_is_wrong_usage(workspace: Path) -> None:
     done = cmgr("search", "--culture", "peru", cwd=workspace)
     assert done.returncode == 2 and "japan, brazil, germany" in done.stderr
+
+
+@pytest.mark.model
+def test_one_example_as_it_is_trained(trained: Path) -> None:
+    done = cmgr("train", "--inspect", "--culture", "japan", "--json", cwd=trained)
+    assert done.returncode == 0, done.stderr
+    stages = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [s["stage"] for s in stages] == ["broad", "task"]
+    for stage in stages:
+        read = "".join(text for text, learnt in stage["tokens"] if not learnt)
+        learnt = "".join(text for text, learnt in stage["tokens"] if learnt)
+        assert read.endswith("<|im_start|>assistant\n") and learnt.endswith("<|im_end|>")
+        assert "Japan" in read and "<|im_start|>" not in learnt
+    shown = cmgr("train", "--inspect", "--culture", "japan", cwd=trained)
+    assert f"]{learnt}" in shown.stdout and "\x1b" not in shown.stdout
+
+
+@pytest.mark.model
+def test_a_dry_run_writes_nothing(trained: Path) -> None:
+    before = sorted(p.name for p in trained.rglob("*"))
+    done = cmgr("train", "--dry-run", "--force", "--json", "--shard", "2/2", cwd=trained)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [c["culture"] for c in found["cultures"]] == ["brazil"]
+    assert all(found["cultures"][0][key] > 0 for key in ("tokens", "steps", "seconds"))
+    assert found["memory_mb"] > 100
+    assert sorted(p.name for p in trained.rglob("*")) == before
+    nothing = cmgr("train", "--dry-run", "--json", cwd=trained)
+    assert json.loads(nothing.stdout)["cultures"] == []
+
+
+@pytest.mark.model
+def test_finished_cultures_are_shown_again(trained: Path) -> None:
+    done = cmgr("train", "--json", "--culture", "japan", cwd=trained)
+    manifest = json.loads(done.stdout)
+    assert done.returncode == 0 and "up to date" in done.stderr
+    assert manifest["kind"] == "activated" and manifest["folder"].endswith("japan")
+    wrong = cmgr("train", "--shard", "9/2", cwd=trained)
+    assert wrong.returncode == 2 and "I/N" in wrong.stderr
