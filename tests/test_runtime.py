@@ -92,8 +92,11 @@ def test_any_history_leaves_the_logits_of_a_cold_start(
         llm = llama_cpp.Llama(path, n_ctx=512, logits_all=True)
         japan = llama_cpp.llama_adapter_lora_init(llm.model, b"japan/adapter.gguf")
         llm.eval(tokens); llama_cpp.llama_set_adapters_lora(llm.ctx, [japan], 1, [1.0])
-        llm.generate(tokens)   # reuses the KV of all but the last token, which the base has read
+        next(llm.generate(tokens, temp=0.0))   # answers from what the base has read
+        llm.scores[len(tokens) - 1]
 
+    Run over quickstart's Japan, as a standard adapter, these logits have cosine 0.76 to a cold
+    start's and 1.00 to the base's; the likeliest token is the base's.
     """
     runtime.forget()
     for part in history:

@@ -26,7 +26,8 @@ from cmgr.base import resolve
 from cmgr.errors import CmgrError, UsageError
 from cmgr.records import Example, Message
 from cmgr.train import checkpoint
-from cmgr.train.loop import Loop, Stage, Watch, answer_loss, order_of
+from cmgr.train.loop import Loop, Stage, Watch, order_of
+from cmgr.train.loss import answer_loss
 from cmgr.train.model import Item, Trainable, checkpoint_layers
 from cmgr.train.parity import parity
 from cmgr.train.prompts import Prompts, families
@@ -139,14 +140,17 @@ def reference(
 
 
 @model
-@pytest.mark.parametrize("where", ["memory", "disk", "again", "standard"])
+@pytest.mark.parametrize("where", ["memory", "disk", "again", "standard", "standard, shared"])
 def test_loss_and_gradients_are_those_of_pefts_own_forward(
     trainable: Trainable, adapted: Any, items: list[Item], where: Any, tmp_path: Path
 ) -> None:
     import torch
 
     prompts = None
-    if where != "standard":
+    kind = "standard" if "standard" in where else "activated"
+    if where == "standard, shared":
+        items = items[:3]
+    if kind == "activated":
         prompts = Prompts(trainable, adapted, items, where, 0, tmp_path)
         assert prompts.tokens < sum(len(i.prompt) for i in items)  # the beginning is read once
         prompts.read()
@@ -159,7 +163,6 @@ def test_loss_and_gradients_are_those_of_pefts_own_forward(
         prompts.close()
     assert not list(tmp_path.iterdir())
     adapted.unload()
-    kind = "standard" if where == "standard" else "activated"
     wanted, theirs = reference(trainable, items, kind, weights)
     assert float(loss.detach()) / count == pytest.approx(wanted, abs=1e-4)
     assert set(ours) == set(theirs) and ours
@@ -195,12 +198,12 @@ def test_layers_computed_twice_give_the_same_gradients(
     for again in (False, True):
         if again:
             checkpoint_layers(trainable.model)
-        for used in (prompts, None):
-            answer_loss(trainable, adapted, items, used)[0].backward()
+        for used, group in ((prompts, items), (None, items), (None, items[:3])):
+            answer_loss(trainable, adapted, group, used)[0].backward()
             found.append(gradients(adapted))
     for layer in trainable.model.get_decoder().layers:
         del layer.forward  # the class's own again
-    for before, after in zip(found[:2], found[2:], strict=True):
+    for before, after in zip(found[:3], found[3:], strict=True):
         assert all(torch.allclose(before[n], after[n], atol=1e-5) for n in before)
 
 

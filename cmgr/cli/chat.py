@@ -12,13 +12,15 @@ import typer
 from cmgr.cli.console import (
     JsonOption,
     WorkspaceOption,
-    dim,
+    Wrap,
     emit_json,
     emit_line,
+    is_tty,
     out,
     plain,
     progress,
     say,
+    valid,
 )
 from cmgr.errors import MissingError, PartialError, UsageError
 
@@ -91,7 +93,7 @@ def command(
     if batch is not None:
         _batch(ws, batch, output, mode, scales, max_tokens, temperature, seed)
         return
-    session = prompt is None and sys.stdin.isatty()
+    session = prompt is None and is_tty(sys.stdin)
     if not session and prompt in {None, "-"}:
         prompt = sys.stdin.buffer.read().decode("utf-8", "replace").strip()
     if not session and not (prompt or "").strip():
@@ -102,52 +104,62 @@ def command(
     with closing(Conversation(ws, mode, scales, log=not no_log)) as talk:
         if go_on:
             say(f"going on after {talk.resume()} turn(s)")
-        talk.system = talk.system if system is None else system
-        ask = Asker(talk, max_tokens, temperature, seed)
+        talk.system = talk.system if system is None else valid(system)
+        ask = Asker(talk, max_tokens, temperature, seed, json)
         if session:
             from cmgr.cli.session import run
 
             run(ask, keep_history=not no_log)
         else:
-            ask(prompt or "", json)
+            ask(prompt or "")
 
 
 class Asker:
     """Asks one turn of a thread and shows its answer."""
 
-    def __init__(self, talk: Conversation, max_tokens: int, temperature: float, seed: int) -> None:
+    def __init__(
+        self, talk: Conversation, max_tokens: int, temperature: float, seed: int, json: bool
+    ) -> None:
         self.talk = talk
         self.max_tokens, self.temperature, self.seed = max_tokens, temperature, seed
+        self.json = json
 
-    def __call__(self, text: str, json: bool = False) -> None:
+    def __call__(self, text: str) -> None:
         """The answer on stdout (live on a terminal); who gave it on stderr."""
-        live = sys.stdout.isatty() and not json
-        pieces = []
+        live = is_tty(sys.stdout) and not self.json
+        wrap, said = Wrap(), ""
         stream = self.talk.ask(
-            text, max_tokens=self.max_tokens, temperature=self.temperature, seed=self.seed
+            valid(text), max_tokens=self.max_tokens, temperature=self.temperature, seed=self.seed
         )
-        with closing(stream):
-            for piece in stream:
-                pieces.append(piece)
-                if live:
-                    print(plain(piece), end="", flush=True)
+        try:
+            with closing(stream):
+                for piece in stream:
+                    piece = piece if said else piece.lstrip()
+                    said += piece
+                    if live:
+                        print(wrap(piece), end="", flush=True)
+        finally:
+            if live and said:  # also what was said of an answer that is stopped
+                print(wrap.rest(), flush=True)
         assert self.talk.last is not None
-        if json:
+        if self.json:
             emit_json(self.talk.last.model_dump())
             return
-        if live:
-            print(flush=True)
-        else:
-            out("".join(pieces).strip())
-        say(dim(who(self.talk.last)))
+        if not live:
+            out(plain(said.strip()))
+        say(who(self.talk.last), faint=True)
 
 
 def who(answer: Answer) -> str:
-    """Who answered, and how sure the router was: `[japan 0.93]`."""
+    """Who answered, and how sure the router was: `[japan 0.93]`, `[base; nearest: japan 0.31]`."""
     name = answer.adapter or "base"
     if answer.decided_by == "thread":
         return f"[{name}, as before]"
-    return f"[{name} {answer.probability:.2f}]" if answer.probability is not None else f"[{name}]"
+    if answer.probability is None:
+        return f"[{name}]"
+    if answer.culture is None and answer.probabilities:
+        name += f"; nearest: {max(answer.probabilities, key=answer.probabilities.__getitem__)}"
+    return f"[{name} {answer.probability:.2f}]"
 
 
 def _batch(
@@ -163,17 +175,21 @@ def _batch(
     from cmgr.batch import read_lines, run
     from cmgr.conversation import Routes
 
-    if source != "-" and not Path(source).is_file():
+    asked, answers = Path(source), Path(target)
+    if source != "-" and not asked.exists():
         raise MissingError(f"{source}: no such file")
-    if source == target != "-":
+    if source != "-" and target != "-" and answers.exists() and answers.samefile(asked):
         raise UsageError(f"--batch and -o both name {source}: give the answers another file")
+    if target != "-" and answers.exists() and not answers.is_file():
+        # it would be replaced at the end, be it /dev/null
+        raise UsageError(f"-o {target}: not a file; -o - writes to stdout")
     routes = Routes(ws, mode, scales)
-    lines = read_lines(None if source == "-" else Path(source))
+    lines = read_lines(None if source == "-" else asked)
     with progress() as show:
         total, failed = run(
             ws,
             lines,
-            emit_line if target == "-" else Path(target),
+            emit_line if target == "-" else answers,
             routes,
             max_tokens=max_tokens,
             temperature=temperature,

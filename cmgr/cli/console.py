@@ -29,9 +29,12 @@ JsonOption = Annotated[bool, typer.Option("--json", help="JSON lines on stdout")
 ForceOption = Annotated[bool, typer.Option("--force", help="Make it again even if up to date")]
 
 
-def say(text: str = "") -> None:
-    """A line for a person, on stderr."""
-    print(text, file=sys.stderr, flush=True)
+def say(text: str = "", faint: bool = False) -> None:
+    """A line for a person, on stderr: harmless for a terminal; dim where colour is welcome."""
+    shown = plain(text)
+    if faint and is_terminal(sys.stderr) and not os.environ.get("NO_COLOR"):
+        shown = f"\x1b[2m{shown}\x1b[0m"
+    print(shown, file=sys.stderr, flush=True)
 
 
 def out(text: str) -> None:
@@ -45,19 +48,23 @@ def emit_json(value: Any) -> None:
 
 
 def emit_line(text: str) -> None:
-    """A JSON line on stdout; control characters that JSON lets through are escaped too."""
-    out("".join(f"\\u{ord(c):04x}" if "\x7f" <= c <= "\x9f" else c for c in text))
+    """A JSON line on stdout, escaped."""
+    out(escaped(text))
+
+
+def escaped(json_text: str) -> str:
+    """JSON in which what `plain` replaces, and JSON lets through, is escaped too."""
+    return "".join(f"\\u{ord(c):04x}" if _harmful(c) else c for c in json_text)
+
+
+def is_tty(stream: Any) -> bool:
+    """Whether a person may sit at a stream (None where the shell has closed it)."""
+    return stream is not None and bool(stream.isatty())
 
 
 def is_terminal(stream: Any) -> bool:
     """Whether colour and live progress are welcome on a stream."""
-    return bool(stream.isatty()) and os.environ.get("TERM") != "dumb"
-
-
-def dim(text: str) -> str:
-    """A remark for a person on stderr: dim where colour is welcome."""
-    coloured = is_terminal(sys.stderr) and not os.environ.get("NO_COLOR")
-    return f"\x1b[2m{text}\x1b[0m" if coloured else text
+    return is_tty(stream) and os.environ.get("TERM") != "dumb"
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -137,6 +144,67 @@ def plain(text: str) -> str:
     Joiners and spaces of other scripts stay; what turns the direction of a whole line does not.
     """
     return "".join("�" if _harmful(c) else c for c in text)
+
+
+def valid(text: str) -> str:
+    """Typed text without the surrogates that stand for bytes that were no UTF-8."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+class Wrap:
+    """Streamed text made `plain`, and broken between words at the terminal's edge.
+
+    A word is held back until its end is known. Characters two columns wide are words of their own.
+    """
+
+    def __init__(self) -> None:
+        self._column = 0
+        self._gap = self._word = ""  # not shown yet: spaces, and the word after them
+
+    def __call__(self, piece: str) -> str:
+        """What can be shown once `piece` is there."""
+        shown = ""
+        for c in plain(piece.replace("\t", "    ")):
+            wide = _cells(c) == 2
+            if wide or c.isspace():
+                shown += self.rest()
+            if c == "\n":
+                shown, self._gap, self._column = shown + c, "", 0
+            elif c.isspace():
+                self._gap += c
+            else:
+                self._word += c
+            if wide:
+                shown += self.rest()
+        return shown
+
+    def rest(self) -> str:
+        """The word that was held back, on a line of its own where this one is full."""
+        if not self._word:
+            return ""
+        width, between = _cells(self._word), self._gap
+        if self._column and self._column + len(between) + width > _columns():
+            between, self._column = "\n", 0
+        else:
+            self._column += len(between)
+        text = between + self._word
+        self._column += width
+        self._gap = self._word = ""
+        return text
+
+
+def _columns() -> int:
+    """The terminal's width now; endless where it is not known."""
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns or sys.maxsize
+    except OSError:
+        return sys.maxsize
+
+
+def _cells(text: str) -> int:
+    """How many columns a text takes: 2 for a wide character, none for a mark over another."""
+    wide = sum(unicodedata.east_asian_width(c) in {"W", "F"} for c in text)
+    return wide + sum(unicodedata.category(c) not in {"Mn", "Me", "Cf"} for c in text)
 
 
 def _harmful(c: str) -> bool:

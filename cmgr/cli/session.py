@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cmgr.cli.console import dim, is_terminal, out, plain, say
+from cmgr.cli.console import emit_json, escaped, is_terminal, is_tty, plain, say, valid
 from cmgr.conversation import MODES, adapter_name, parse_blend
 from cmgr.errors import CmgrError, UsageError
 from cmgr.records import Answer, json_lines
@@ -21,12 +22,12 @@ COMMANDS = {
     "culture": ("NAME", "this culture's adapter answers from now on"),
     "auto": ("", "the router decides each turn"),
     "base": ("", "the bare base answers"),
-    "blend": ("[LIST]", "several at once: japan=0.6,brazil=0.4; without LIST the router's"),
-    "compare": ("[TEXT]", "base and each likely culture side by side; without TEXT the last turn"),
+    "blend": ("[LIST]", "several at once: japan=0.6,brazil=0.4; or the router's"),
+    "compare": ("[TEXT]", "base and likely cultures side by side; or the last turn"),
     "why": ("", "the n-grams that decided the last turn"),
-    "system": ("[TEXT]", "set the system message; without TEXT take it away"),
+    "system": ("[TEXT]", "set the system message, or take it away"),
     "undo": ("", "take the last turn back"),
-    "save": ("FILE", "write the thread to FILE (.jsonl: records, else Markdown)"),
+    "save": ("FILE", "write the thread (.jsonl: records, else Markdown)"),
     "status": ("", "what is loaded and kept in memory"),
     "help": ("", "this list"),
     "quit": ("", "leave (or Ctrl-D)"),
@@ -37,44 +38,70 @@ NARROW = 26  # columns: side by side only where each answer has at least so many
 def run(ask: Asker, keep_history: bool) -> None:
     """Read turns until Ctrl-D. Ctrl-C stops an answer, or clears the line."""
     talk = ask.talk
-    read = _reader(ask, keep_history)
+    capable = is_terminal(sys.stderr) and os.environ.get("TERM", "") != ""
+    read = _editor(ask, keep_history) if capable else _line
     mode = f"mode {talk.routes}"
-    say(dim(f"cmgr chat over {talk.ws.recipe.base.model}, {mode}. /help; Ctrl-D leaves"))
-    while True:
-        try:
-            text = read().strip()
-        except EOFError:
-            return
-        except KeyboardInterrupt:
-            continue
-        if not text:
-            continue
-        if text == "/quit":
-            return
-        try:
-            if text.startswith("/"):
-                slash(ask, text)
-            else:
-                ask(text)
-        except KeyboardInterrupt:
-            say("\n" + dim("[stopped]"))
-        except CmgrError as error:
-            say(f"cmgr: {error}")
+    say(f"cmgr chat over {talk.ws.recipe.base.model}, {mode}. /help; Ctrl-D leaves", faint=True)
+    with _silent_keys(capable):
+        while True:
+            try:
+                text = valid(read()).strip()
+            except EOFError:
+                return
+            except KeyboardInterrupt:
+                continue
+            if text == "/quit":
+                return
+            try:
+                if text.startswith("/"):
+                    slash(ask, text)
+                elif text:
+                    ask(text)
+            except KeyboardInterrupt:
+                say("[stopped]", faint=True)
+            except CmgrError as error:
+                say(f"cmgr: {error}")
+            except OSError as error:  # a full disk, say: the thread in memory goes on
+                say(f"cmgr: {error.filename or 'the system'}: {error.strerror}")
 
 
-def _reader(ask: Asker, keep_history: bool) -> Callable[[], str]:
-    """prompt_toolkit on a capable terminal; a plain line otherwise. It writes to stderr."""
-    if not is_terminal(sys.stderr) or os.environ.get("TERM", "") in {"", "dumb"}:
+@contextmanager
+def _silent_keys(wanted: bool) -> Iterator[None]:
+    """What is typed while an answer is written waits for the next line, and does not mix into it.
 
-        def plain_line() -> str:
-            print("> ", end="", file=sys.stderr, flush=True)
-            line = sys.stdin.readline()
-            if not line:
-                say()
-                raise EOFError
-            return line
+    prompt_toolkit comes back to this state of the terminal after each line.
+    """
+    if not wanted or sys.platform == "win32":
+        yield
+        return
+    import termios
 
-        return plain_line
+    before = termios.tcgetattr(sys.stdin)
+    silent = before[:]
+    silent[3] &= ~(termios.ECHO | termios.ICANON)
+    termios.tcsetattr(sys.stdin, termios.TCSANOW, silent)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
+
+
+def _line() -> str:
+    """A line from a terminal that can do nothing else. Raises EOFError."""
+    print("> ", end="", file=sys.stderr, flush=True)
+    try:
+        line = sys.stdin.buffer.readline()
+    except KeyboardInterrupt:
+        say()
+        raise
+    if not line:
+        say()
+        raise EOFError
+    return line.decode("utf-8", "replace")
+
+
+def _editor(ask: Asker, keep_history: bool) -> Callable[[], str]:
+    """A line to edit, with history and completion. It writes to stderr."""
 
     from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import CompleteEvent, Completer, Completion
@@ -95,26 +122,27 @@ def _reader(ask: Asker, keep_history: bool) -> Callable[[], str]:
 
     keys = KeyBindings()
 
-    @keys.add("enter")
-    def _(event: KeyPressEvent) -> None:
-        event.current_buffer.validate_and_handle()
-
     @keys.add("escape", "enter")
     def _(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
+
+    class Kept(FileHistory):
+        def store_string(self, string: str) -> None:
+            super().store_string(valid(string))
 
     history: History = InMemoryHistory()
     if keep_history:
         path = ask.talk.ws.path("logs", "chat", "history")
         path.parent.mkdir(parents=True, exist_ok=True)
-        history = FileHistory(path)
+        history = Kept(path)
     session: PromptSession[str] = PromptSession(
         "> ",
-        multiline=True,
         prompt_continuation="  ",
         history=history,
         completer=Slash(),
         complete_while_typing=False,
+        search_ignore_case=True,
+        enable_suspend=True,
         key_bindings=keys,
         output=create_output(stdout=sys.stderr),
     )
@@ -131,7 +159,7 @@ def complete(text: str, cultures: list[str]) -> Iterator[tuple[str, int, str]]:
             if name.startswith(word):
                 yield name, -len(word), what
     elif word in {"culture", "blend"}:
-        last = rest.rpartition(",")[2] if word == "blend" else rest
+        last = (rest.rpartition(",")[2] if word == "blend" else rest).lstrip()
         for culture in cultures:
             if culture.startswith(last) and culture != last:
                 yield culture + ("=" if word == "blend" else ""), -len(last), ""
@@ -145,6 +173,8 @@ def slash(ask: Asker, text: str) -> None:
         raise UsageError(f"no command {'/' + word!r}: see /help; a turn does not begin with /")
     if COMMANDS[word][0] in {"NAME", "FILE"} and not argument:
         raise UsageError(f"/{word} wants {COMMANDS[word][0]}: see /help")
+    if argument and not COMMANDS[word][0]:
+        raise UsageError(f"/{word} takes nothing after it: see /help")
     talk = ask.talk
     if word == "help":
         _help()
@@ -162,21 +192,22 @@ def slash(ask: Asker, text: str) -> None:
         _why(ask)
     elif word == "system":
         talk.system = argument
-        say(dim("system message set" if argument else "no system message"))
+        say("system message set" if argument else "no system message", faint=True)
     elif word == "undo":
-        say(dim("the last turn is taken back" if talk.undo() else "there is no turn to take back"))
+        undone = talk.undo()
+        say("the last turn is taken back" if undone else "there is no turn to take back", True)
     elif word == "save":
         _save(ask, Path(argument).expanduser())
     elif word == "status":
         _status(ask)
     if word in {"culture", "auto", "base", "blend"}:
-        say(dim(f"mode {talk.routes}"))
+        say(f"mode {talk.routes}", faint=True)
 
 
 def _help() -> None:
     for name, (argument, what) in COMMANDS.items():
         say(f"  {f'/{name} {argument}'.strip():<18} {what}")
-    say("  Alt-Enter begins a new line, Ctrl-R searches the history, Ctrl-C stops an answer")
+    say("  Alt-Enter: a new line; Ctrl-R: search the history; Ctrl-C: stop an answer")
 
 
 def _compare(ask: Asker, text: str) -> None:
@@ -194,7 +225,11 @@ def _compare(ask: Asker, text: str) -> None:
         )
     finally:
         talk.answers += again
-    show_side_by_side(answers)
+    if ask.json:
+        for answer in answers:
+            emit_json(answer.model_dump())
+    else:
+        show_side_by_side(answers)
 
 
 def show_side_by_side(answers: list[Answer]) -> None:
@@ -203,14 +238,14 @@ def show_side_by_side(answers: list[Answer]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = Console(width=None if is_tty(sys.stdout) else 120)
     heads = []
     for answer in answers:
         probability = (answer.probabilities or {}).get(answer.culture or "")
         heads.append(f"{answer.culture or 'base'} {probability or 0:.2f}".removesuffix(" 0.00"))
     if console.width // max(len(answers), 1) < NARROW:
         for head, answer in zip(heads, answers, strict=True):
-            out(f"[{head}]\n{plain(answer.response)}\n")
+            console.print(Text(f"[{head}]\n{plain(answer.response)}\n"))
         return
     view = Table(expand=True)
     for head in heads:
@@ -228,7 +263,7 @@ def _why(ask: Asker) -> None:
     shown = ", ".join(f"{c} {p:.2f}" for c, p in decision.probabilities.items())
     say(f"the router: {decision.culture or 'abstains'} ({shown})")
     for culture, gram, weight in router.explain(last.prompt):
-        say(f"  {weight:+.2f}  {culture:<12} {plain(gram)!r}")
+        say(f"  {weight:+.2f}  {culture:<12} {gram!r}")
     reasons = {
         "thread": f"it names no other culture clearly: the thread stays with {last.culture}",
         "user": f"you chose {last.adapter or 'base'}",
@@ -242,18 +277,18 @@ def _save(ask: Asker, path: Path) -> None:
         raise UsageError(f"{path} exists: choose another name")
     talk = ask.talk
     if path.suffix == ".jsonl":
-        text = json_lines(talk.answers)
+        text = "".join(escaped(json_lines([answer]).rstrip()) + "\n" for answer in talk.answers)
     else:
         parts = [f"*{talk.system}*\n"] if talk.system else []
         for answer in talk.answers:
             parts.append(f"**you:** {answer.prompt}\n")
             parts.append(f"**{answer.adapter or 'base'}:** {answer.response}\n")
-        text = "\n".join(parts)
+        text = plain("\n".join(parts))
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from None
-    say(dim(f"{len(talk.answers)} turn(s) written to {path}"))
+    say(f"{len(talk.answers)} turn(s) written to {path}", faint=True)
 
 
 def _status(ask: Asker) -> None:

@@ -105,7 +105,6 @@ def stages_of(
     recipe: recipes.Recipe, examples: Sequence[Example], trainable: Trainable
 ) -> list[Stage]:
     """The stages that have examples, as tokens. Raises CmgrError for what cannot be trained on."""
-    check(recipe, examples)
     settings = recipe.train
     back = held_back(examples, settings.validation, settings.seed)
     epochs = {"broad": settings.broad_epochs, "task": settings.task_epochs}
@@ -153,6 +152,7 @@ def planned(
 ) -> tuple[list[tuple[recipes.Culture, str]], list[Example], Base]:
     """What is to be trained: (culture, hash of its inputs); all examples; the base."""
     examples = current_examples(ws)
+    check(ws.recipe, examples)
     base = resolve(ws.recipe.base.model, ws.folder)
     plan = []
     for culture in ws.recipe.pick(cultures):

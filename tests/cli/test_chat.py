@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,9 +34,6 @@ def test_piped_stdin_a_named_culture_and_the_base(trained: Path) -> None:
 
 
 def test_chat_never_imports_torch_or_sklearn(trained: Path) -> None:
-    import subprocess
-    import sys
-
     code = (
         "import sys; sys.argv = ['cmgr', 'chat', '-p', 'Hello Japan', '--max-tokens', '2']\n"
         "from cmgr.cli.app import main\n"
@@ -62,28 +62,33 @@ def test_wrong_use(trained: Path, words: list[str], code: int, says: str) -> Non
     assert "Traceback" not in done.stderr
 
 
-def test_a_session_on_a_terminal(trained: Path) -> None:
-    """Slash commands, a routed turn, a wrong command that does not end it, Ctrl-D."""
-    import os
-    import pty
-    import subprocess
-    import sys
+def test_text_that_is_no_utf8_or_would_steer_a_terminal(trained: Path) -> None:
+    done = cmgr("chat", "-p", "a\udcff \u202e\x9b31m", "--json", "--max-tokens", "2", cwd=trained)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["prompt"] == "a\ufffd \u202e\x9b31m"
+    assert not set("\u202e\x9b") & set(done.stdout)
 
-    master, slave = pty.openpty()
+
+def test_where_the_router_abstains_the_nearest_culture_is_named(trained: Path) -> None:
+    done = cmgr("chat", "-p", "xyz", "--max-tokens", "2", cwd=trained)
+    assert re.search(r"^\[base; nearest: (japan|brazil|germany) 0\.\d\d\]$", done.stderr, re.M)
+
+
+def test_a_closed_stderr_is_no_failure(trained: Path) -> None:
     code = "from cmgr.cli.app import main; main()"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, "chat", "--max-tokens", "6"],
-        cwd=trained,
-        stdin=slave,
-        stdout=slave,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "TERM": "dumb"},
-    )
-    os.close(slave)
-    os.write(master, b"How do people greet in Brazil?\n/culture japan\nHello\n/nope\n\x04")
-    _, talk = process.communicate(timeout=120)
-    os.close(master)
-    said = talk.decode()
-    assert process.returncode == 0, said
-    assert "[brazil" in said and "mode japan" in said and "[japan]" in said
-    assert "no command '/nope'" in said
+    line = f'exec "{sys.executable}" -c "{code}" chat -p Hello --max-tokens 2 2>&-'
+    done = subprocess.run(["sh", "-c", line], cwd=trained, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.strip()
+
+
+def test_a_batch_reads_from_a_pipe_and_never_writes_over_what_is_no_answer(trained: Path) -> None:
+    line = json.dumps({"id": 1, "prompt": "Tip?", "choices": ["yes", "no"], "culture": "japan"})
+    done = cmgr("chat", "--batch", "/dev/stdin", cwd=trained, stdin=line)
+    assert done.returncode == 0 and json.loads(done.stdout)["choice"] in {"yes", "no"}
+
+    asked = trained / "asked.jsonl"
+    asked.write_text(line)
+    for target, says in ((f"../{trained.name}/asked.jsonl", "both name"), ("/dev/null", "a file")):
+        done = cmgr("chat", "--batch", "asked.jsonl", "-o", target, cwd=trained)
+        assert done.returncode == 2 and says in done.stderr
+    assert asked.read_text() == line and not Path("/dev/null").is_file()
