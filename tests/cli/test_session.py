@@ -9,6 +9,7 @@ import pty
 import re
 import select
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -23,6 +24,12 @@ pytestmark = pytest.mark.model
 CHAT = "from cmgr.cli.app import main; main()"
 ESSAY = "Write a long essay about festivals in Brazil."
 UP, ALT_ENTER, CTRL_C, CTRL_D, CTRL_R = "\x1b[A", "\x1b\r", "\x03", "\x04", "\x12"
+
+
+def _take_terminal() -> None:
+    """What a terminal does for its first process; a job in the background ignores Ctrl-C."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Terminal:
@@ -42,7 +49,7 @@ class Terminal:
             stdout=slave,
             stderr=slave,
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=_take_terminal,
             env={k: v for k, v in env.items() if k not in {"COLUMNS", "LINES", "NO_COLOR"}},
         )
         os.close(slave)
