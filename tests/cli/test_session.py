@@ -40,8 +40,9 @@ class Terminal:
     ) -> None:
         self.master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
-        # no cursor position requests: nobody here would answer them
-        env = {**os.environ, "TERM": term, "PROMPT_TOOLKIT_NO_CPR": "1"}
+        # no cursor position requests: nobody here would answer them; and threads of llama.cpp that
+        # wait leave the processor to whoever else is busy
+        env = {**os.environ, "TERM": term, "PROMPT_TOOLKIT_NO_CPR": "1", "GOMP_SPINCOUNT": "500"}
         self.process = subprocess.Popen(
             [sys.executable, "-c", code, *words],
             cwd=cwd,
