@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -88,7 +89,9 @@ def test_a_batch_reads_from_a_pipe_and_never_writes_over_what_is_no_answer(train
 
     asked = trained / "asked.jsonl"
     asked.write_text(line)
-    for target, says in ((f"../{trained.name}/asked.jsonl", "both name"), ("/dev/null", "a file")):
+    os.mkfifo(trained / "pipe")
+    for target, says in ((f"../{trained.name}/asked.jsonl", "both name"), ("pipe", "not a file")):
         done = cmgr("chat", "--batch", "asked.jsonl", "-o", target, cwd=trained)
         assert done.returncode == 2 and says in done.stderr
-    assert asked.read_text() == line and not Path("/dev/null").is_file()
+    assert asked.read_text() == line and (trained / "pipe").is_fifo()
+    (trained / "pipe").unlink()
