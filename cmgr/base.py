@@ -91,12 +91,7 @@ def weights_folder(reference: str, folder: Path) -> Path:
         except ImportError:
             raise missing_extra("train", f"The weights {reference}") from None
         try:
-            # no *.bin: those are pickles
-            return Path(
-                snapshot_download(
-                    repo, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-                )
-            )
+            return Path(snapshot_download(repo, allow_patterns=WEIGHTS))
         except Exception as error:
             raise _not_from_hub(reference, error) from None
     for path in (folder / reference, Path(reference)):

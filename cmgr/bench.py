@@ -109,7 +109,7 @@ def measure(ws: Workspace, prompts: int = 48, progress: Progress | None = None) 
         for culture in cultures:
             loads.append(_ms(partial(_load, runtime, ws, culture)))
         figures: dict[str, Any] = {
-            "adapters": {c: _kind(runtime, c) for c in cultures},
+            "adapters": {c: runtime.model.kind(c) for c in cultures},
             "adapter_load_ms": round(statistics.median(loads), 1),
         }
         tick()
@@ -135,10 +135,6 @@ def measure(ws: Workspace, prompts: int = 48, progress: Progress | None = None) 
 
 def _load(runtime: Runtime, ws: Workspace, culture: str) -> None:
     runtime.load_adapter(culture, ws.path("adapters", culture))
-
-
-def _kind(runtime: Runtime, culture: str) -> str:
-    return "activated" if culture in runtime.model.activated else "standard"
 
 
 def _ms(action: Callable[[], Any]) -> float:

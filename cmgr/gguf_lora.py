@@ -12,7 +12,7 @@ import errno
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,6 +63,7 @@ STANDARD = {
     "license": "general.license",
     "base_name": "general.base_model.0.name",
 }
+INVOCATION = "adapter.alora.invocation_tokens"
 FILE_TYPES = {"f16": "MOSTLY_F16", "f32": "ALL_F32", "q8_0": "MOSTLY_Q8_0"}
 KEY = re.compile(r"base_model\.model\.(.+)\.lora_(A|B)\.weight")
 
@@ -221,20 +222,45 @@ def export(
     multiple of 32 long stay f16 (as in llama.cpp's own files): lora_b of smaller ranks.
     Raises CmgrError for what cannot be written faithfully, and for a full disk.
     """
-    import gguf
-
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     refuse_unfaithful(config, model_config)
-    text = check_supported(model_config)
+    return write(
+        out,
+        ARCHITECTURES[check_supported(model_config)["model_type"]],
+        effective_alpha(config),
+        _tensors(folder, int(config["r"]), model_config),
+        config.get("alora_invocation_tokens") or [],
+        dtype,
+        metadata,
+    )
+
+
+def write(
+    out: Path,
+    arch: str,
+    alpha: float,
+    tensors: Iterable[tuple[str, Array]],
+    invocation: Sequence[int] = (),
+    dtype: Dtype = "f16",
+    metadata: Mapping[str, str] | None = None,
+) -> int:
+    """Write a GGUF LoRA of these tensors (name, weights) whole or not at all; returns how many.
+
+    With `invocation` tokens it is an activated one. `metadata` and q8_0: see `export`. Raises
+    CmgrError for values too large for the type, and for a full disk.
+    """
+    import gguf
+
+    metadata = metadata or {}
     part = out.with_name(f".{out.name}.part")
-    writer = gguf.GGUFWriter(part, ARCHITECTURES[text["model_type"]])
+    writer = gguf.GGUFWriter(part, arch)
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
-    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, effective_alpha(config))
-    if config.get("alora_invocation_tokens"):
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
+    if invocation:
         writer.add_key_value(
-            "adapter.alora.invocation_tokens",
-            config["alora_invocation_tokens"],
+            INVOCATION,
+            list(invocation),
             gguf.GGUFValueType.ARRAY,
             sub_type=gguf.GGUFValueType.UINT32,  # llama.cpp takes no other
         )
@@ -245,7 +271,7 @@ def export(
     for key, value in {"version": __version__, **metadata}.items():
         writer.add_string(STANDARD.get(key, f"cmgr.{key}"), value)
     count = size = 0
-    for name, weights in _tensors(folder, int(config["r"]), model_config):
+    for name, weights in tensors:
         kind = gguf.GGMLQuantizationType[dtype.upper()]
         if dtype == "q8_0" and weights.shape[1] % gguf.GGML_QUANT_SIZES[kind][0]:
             kind = gguf.GGMLQuantizationType.F16

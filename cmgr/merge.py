@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from cmgr import gguf_lora
 from cmgr.errors import CmgrError
 from cmgr.workspace import read_json, write_json
 
@@ -37,28 +38,25 @@ def cat(parents: Mapping[Path, float], out: Path) -> Path:
             side = name.endswith(".lora_a")
             scale = parents[folder] * alpha / len(values) if side else 1.0
             stacks.setdefault(name, []).append(values * np.float32(scale))
-    reader = next(iter(readers.values()))
-    out.mkdir(parents=True, exist_ok=True)
-    writer = gguf.GGUFWriter(out / "adapter.gguf", reader.fields["general.architecture"].contents())
-    writer.add_type("adapter")
-    writer.add_string("adapter.type", "lora")
-    tokens = reader.fields.get("adapter.alora.invocation_tokens")
-    if tokens is not None:
-        kind, uint32 = gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.UINT32
-        writer.add_key_value(tokens.name, list(tokens.contents()), kind, sub_type=uint32)
     # llama.cpp applies alpha / r, r being each tensor's own: one alpha, and the rest in A
     alpha = float(max(sum(map(len, s)) for n, s in stacks.items() if n.endswith(".lora_a")))
-    writer.add_float32("adapter.lora.alpha", alpha)
-    for name, parts in stacks.items():
-        if name.endswith(".lora_a"):
-            joined = np.concatenate(parts)
-            joined *= np.float32(len(joined) / alpha)
-        else:
-            joined = np.concatenate(parts, axis=1)
-        writer.add_tensor(name, joined.astype(np.float16))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    fields = next(iter(readers.values())).fields
+    tokens = fields.get(gguf_lora.INVOCATION)
+    out.mkdir(parents=True, exist_ok=True)
+    gguf_lora.write(
+        out / "adapter.gguf",
+        fields["general.architecture"].contents(),
+        alpha,
+        ((name, _joined(name, parts, alpha)) for name, parts in stacks.items()),
+        tokens.contents() if tokens else (),
+    )
     write_json(out / "manifest.json", {**first, "parents": {f.name: w for f, w in parents.items()}})
     return out
+
+
+def _joined(name: str, parts: list[Any], alpha: float) -> Any:
+    """The halves of several adapters side by side; A so scaled that `alpha / r` takes it back."""
+    if name.endswith(".lora_b"):
+        return np.concatenate(parts, axis=1)
+    joined = np.concatenate(parts)
+    return joined * np.float32(len(joined) / alpha)

@@ -229,7 +229,11 @@ class Workspace:
         # shards of one training go side by side, and not beside any other command
         others = [".lock"] if shard else [p.name for p in self.folder.glob(".lock-*-of-*")]
         lock = FileLock(self.path(name), timeout=0)
-        holder = self.path(".holder" + name.removeprefix(".lock") + ".json")
+
+        def about(name: str) -> Path:
+            return self.path(name.replace(".lock", ".holder") + ".json")
+
+        holder = about(name)
         try:
             lock.acquire()
             for other in others:
@@ -238,7 +242,7 @@ class Workspace:
                     pass
         except Timeout:
             lock.release()
-            who = read_json(self.path(".holder" + name.removeprefix(".lock") + ".json")) or {}
+            who = read_json(about(name)) or {}
             raise CmgrError(
                 f"{self.folder} is in use by `{who.get('command', 'another cmgr')}` "
                 f"(process {who.get('pid', '?')} on {who.get('host', '?')}, since "

@@ -294,8 +294,7 @@ def _save(ask: Asker, path: Path) -> None:
 def _status(ask: Asker) -> None:
     talk = ask.talk
     loaded = ", ".join(
-        f"{name} ({'activated' if name in talk.runtime.model.activated else 'standard'})"
-        for name in talk.runtime.model.adapters
+        f"{name} ({talk.runtime.model.kind(name)})" for name in talk.runtime.model.adapters
     )
     say(f"base      {talk.ws.recipe.base.model}, context {talk.runtime.context} tokens")
     say(f"mode      {talk.routes}")

@@ -45,8 +45,9 @@ def command(
 ) -> None:
     """Train, export, check; finished cultures are skipped."""
     from cmgr import train
+    from cmgr.train.model import is_main
 
-    main = train.is_main()
+    main = is_main()
     ws = Workspace.find(workspace, say if main else lambda _: None)
     if kind:
         ws.recipe.adapter.kind = kind

@@ -154,6 +154,10 @@ class Model:
             self.activated.add(name)
         self.adapters[name] = adapter
 
+    def kind(self, name: str) -> str:
+        """Whether a loaded adapter is an activated or a standard one."""
+        return "activated" if name in self.activated else "standard"
+
     def scales(self, wanted: Mapping[str, float]) -> Scales:
         """Scales in one form: sorted, without zeros.
 

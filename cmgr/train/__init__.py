@@ -24,8 +24,7 @@ from cmgr.synthesize import current_examples
 from cmgr.train import checkpoint
 from cmgr.train.card import card
 from cmgr.train.loop import Log, Loop, Stage, Watch
-from cmgr.train.model import Item, Trainable
-from cmgr.train.model import is_main as is_main
+from cmgr.train.model import Item, Trainable, is_main
 from cmgr.train.parity import PROMPTS, parity
 from cmgr.workspace import Progress, Workspace, write_atomic, write_json
 
@@ -282,7 +281,8 @@ def _finish(
         "base_fingerprint": trainable.base.fingerprint,
         "template_hash": template_hash(trainable.template),
     }
-    licences = {p.license for p in current_evidence(ws) if p.culture == culture.id and p.license}
+    evidence = [p for p in current_evidence(ws) if p.culture == culture.id]
+    licences = {p.license for p in evidence if p.license}
     gguf_lora.export(
         work,
         work / "adapter.gguf",
@@ -314,7 +314,6 @@ def _finish(
     prompts = [e.messages for e in last[:: max(1, len(last) // PROMPTS)]][:PROMPTS]
     manifest["parity"] = parity(trainable, work, prompts, recipe.base.context)
     write_json(work / "manifest.json", manifest)
-    evidence = [e for e in current_evidence(ws) if e.culture == culture.id]
     write_atomic(work / "README.md", card(recipe, culture, manifest, examples, evidence).encode())
     checkpoint.drop(work)
     (work / "inputs").unlink()

@@ -45,6 +45,7 @@ def load(folder: Path) -> tuple[dict[str, Any], Tensors] | None:
         try:
             with safe_open(path, "pt") as file:
                 about = file.metadata() or {}
+                # a safe_open has keys and is no mapping
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             state = json.loads(about["state"])
         except (SafetensorError, KeyError, ValueError, OSError):

@@ -74,7 +74,7 @@ def dry_run(ws: Workspace, force: bool, cultures: list[str]) -> dict[str, Any]:
                     "culture": culture.id,
                     "examples": sum(len(s.items) for s in stages),
                     "tokens": tokens,
-                    "steps": sum(s.epochs * -(-len(s.items) // size) for s in stages),
+                    "steps": sum(s.epochs * s.per_epoch(size) for s in stages),
                     "seconds": round(tokens / speed, 1),
                     "prompts_mb": round(kept, 1),
                 }
@@ -95,7 +95,6 @@ def _probe(loop: Loop, stage: Any, batches: list[Any]) -> float:
         items = [item for batch in batches for item in batch]
         prompts = Prompts(loop.trainable, loop.model, items, "memory", 0, loop.folder)
         prompts.read()
-    loop.start()
     tokens, seconds = 0, 0.0
     for number, batch in enumerate([batches[0], *batches]):
         began = time.perf_counter()

@@ -7,10 +7,12 @@ learning rate), so that a checkpoint is the weights, the optimiser's moments and
 from __future__ import annotations
 
 import json
+import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,15 @@ class Stage:
     items: list[Item]
     validation: list[Item]
     epochs: int
+
+    def per_epoch(self, size: int) -> int:
+        """Steps of an epoch, at `size` items a step."""
+        return -(-len(self.items) // size)
+
+    @cached_property
+    def place(self) -> dict[str, int]:
+        """Each item's number: it says which process has it."""
+        return {i.id: n for n, i in enumerate([*self.items, *self.validation])}
 
 
 @dataclass
@@ -87,7 +98,7 @@ class Loop:
             **{"loss": None, "best": None, "bad": 0, "validation": {}},
         }
         self.best: dict[str, Any] = {}  # weights of the stage's best epoch
-        self.optimizer: Any = None
+        self.start()
 
     # -- keeping -----------------------------------------------------------------------------
 
@@ -100,7 +111,6 @@ class Loop:
             return False
         self.state, tensors = found
         self.best = {n[5:]: t for n, t in tensors.items() if n.startswith("best/")}
-        self.start()
         with torch.no_grad():
             for name, weights in self.weights.items():
                 weights.copy_(tensors[f"weights/{name}"])
@@ -158,8 +168,6 @@ class Loop:
 
     def _stage(self, stage: Stage) -> None:
         trainable, settings, state = self.trainable, self.settings, self.state
-        if self.optimizer is None or not state["step"]:
-            self.start()
         prompts = None
         if self.activated:
             prompts = Prompts(
@@ -174,7 +182,7 @@ class Loop:
         try:
             if prompts is not None:
                 prompts.read()
-            per_epoch = -(-len(stage.items) // settings.batch_size)
+            per_epoch = stage.per_epoch(settings.batch_size)
             total = stage.epochs * per_epoch
             planned, batches = -1, []
             while state["step"] < total and not self._stopped():
@@ -209,13 +217,12 @@ class Loop:
         accelerator = self.trainable.accelerator
         if accelerator.num_processes == 1:
             return list(items)
-        place = {i.id: n for n, i in enumerate([*stage.items, *stage.validation])}
         count, index = accelerator.num_processes, accelerator.process_index
-        return [item for item in items if place[item.id] % count == index]
+        return [item for item in items if stage.place[item.id] % count == index]
 
     def _parts(self, items: Sequence[Item]) -> Iterator[list[Item]]:
         """Items in pieces that are computed at once."""
-        size = self.settings.micro_batch or max(1, len(items))
+        size = self.settings.micro_batch or self.settings.batch_size
         ordered = sorted(items, key=len)
         yield from (ordered[i : i + size] for i in range(0, len(ordered), size))
 
@@ -238,7 +245,7 @@ class Loop:
         if accelerator.num_processes > 1:
             summed = self._share(summed)
         last = summed / labels
-        if not torch.isfinite(torch.tensor(last)):
+        if not math.isfinite(last):
             raise CmgrError(
                 f"the loss is not finite (stage {stage.name}, step {state['step']}) on the "
                 f"examples {', '.join(item.id for item in batch)}. Lower train.learning_rate"
@@ -255,7 +262,7 @@ class Loop:
         state["lines"] += 1
         state["tokens"] += tokens
         state["loss"] = last
-        epoch = (state["step"] - 1) // -(-len(stage.items) // settings.batch_size)
+        epoch = (state["step"] - 1) // stage.per_epoch(settings.batch_size)
         # no time in it: a run that was killed leaves the same lines as one that was not
         self.watch.log(
             {
@@ -310,12 +317,8 @@ class Loop:
 
         self.model.eval()
         summed, count = 0.0, 0
-        mine = self._mine(stage.validation, stage)
-        size = self.settings.micro_batch or self.settings.batch_size
-        ordered = sorted(mine, key=len)
         with torch.no_grad():
-            for start in range(0, len(ordered), size):
-                part = ordered[start : start + size]
+            for part in self._parts(self._mine(stage.validation, stage)):
                 loss, n = answer_loss(self.trainable, self.model, part, prompts)
                 summed, count = summed + float(loss), count + n
         self.model.train()

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -246,10 +247,8 @@ def _four_bits(
         say(f"train: 4-bit base: its {need / 2**30:.1f} GiB do not fit {free / 2**30:.1f} GiB")
     elif wanted != "4bit":
         return False
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError:
-        raise missing_extra("qlora", "A 4-bit base") from None
+    if find_spec("bitsandbytes") is None:
+        raise missing_extra("qlora", "A 4-bit base")
     return True
 
 

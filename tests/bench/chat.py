@@ -28,16 +28,16 @@ from cmgr.runtime import Runtime
 CULTURES = ["japan", "brazil", "germany"]
 PROMPT = "Should I leave a tip at a restaurant in Osaka?"
 SCRIPT = """
-import sys, llama_cpp
+import ctypes, sys, llama_cpp
 model, adapter, prompt, count = sys.argv[1:]
 llm = llama_cpp.Llama(model, n_ctx=2048, n_threads=2, n_threads_batch=2, verbose=False)
 lora = llama_cpp.llama_adapter_lora_init(llm.model, adapter.encode())
 one = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(lora)
-llama_cpp.llama_set_adapters_lora(llm.ctx, one, 1, (llama_cpp.c_float * 1)(1.0))
+llama_cpp.llama_set_adapters_lora(llm.ctx, one, 1, (ctypes.c_float * 1)(1.0))
 said = llm.create_chat_completion(
     [{"role": "user", "content": prompt}], max_tokens=int(count), temperature=0)
 print(said["choices"][0]["message"]["content"])
-""".replace("llama_cpp.c_float", "__import__('ctypes').c_float")
+"""
 
 
 def switches(workspace: Path) -> None:
