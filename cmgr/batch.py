@@ -74,7 +74,7 @@ def parse(lines: Iterable[bytes]) -> list[tuple[str, Line | str]]:
         try:
             data = json.loads(raw)
             if isinstance(data, dict) and isinstance(data.get("id"), str | int):
-                name = str(data["id"])
+                name = str(data["id"]).encode("utf-8", "replace").decode()
             line = Line.model_validate_json(raw)
         except ValidationError as error:
             what = error.errors()[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -146,7 +147,10 @@ def parse_blend(text: str) -> dict[str, float]:
     for part in text.split(","):
         name, _, value = part.partition("=")
         try:
-            scales[name.strip()] = float(value)
+            scale = float(value)
+            if not math.isfinite(scale):
+                raise ValueError
+            scales[name.strip()] = scale
         except ValueError:
             raise UsageError(
                 f"blend {text!r}: write NAME=SCALE,NAME=SCALE such as japan=0.6,brazil=0.4"

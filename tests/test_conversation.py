@@ -83,7 +83,7 @@ def test_a_blend_names_its_parts(talk: Conversation) -> None:
     assert talk.last and talk.last.adapter == "japan=0.75,brazil=0.25"
     assert talk.last.culture == "japan" and talk.last.decided_by == "user"
     assert adapter_name({"japan": 1.0}) == "japan" and adapter_name({}) is None
-    for wrong in ("japan", "japan=x", "=", "japan=0.5,"):
+    for wrong in ("japan", "japan=x", "=", "japan=0.5,", "japan=nan", "japan=inf"):
         with pytest.raises(UsageError, match="blend"):
             parse_blend(wrong)
 

@@ -26,9 +26,6 @@ CHAT = "from cmgr.cli.app import main; main()"
 ESSAY = "Write a long essay about festivals in Brazil."
 UP, ALT_ENTER, CTRL_C, CTRL_D, CTRL_R = "\x1b[A", "\x1b\r", "\x03", "\x04", "\x12"
 
-# threads of llama.cpp that wait leave the processor to whoever else is busy here
-BUSY = {"GOMP_SPINCOUNT": "500"}
-
 
 def _take_terminal() -> None:
     """What a terminal does for its first process; a job in the background ignores Ctrl-C."""
@@ -45,7 +42,7 @@ class Terminal:
         self.master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
         # no cursor position requests: nobody here would answer them
-        env = {**os.environ, **BUSY, "TERM": term, "PROMPT_TOOLKIT_NO_CPR": "1"}
+        env = {**os.environ, "TERM": term, "PROMPT_TOOLKIT_NO_CPR": "1"}
         self.process = subprocess.Popen(
             [sys.executable, "-c", code, *words],
             cwd=cwd,
@@ -217,7 +214,7 @@ def test_a_session_on_a_dumb_terminal(ws: Path) -> None:
 
 def test_an_answer_breaks_between_words(trained: Path) -> None:
     one = ["chat", "-p", ESSAY, "--base", "--max-tokens", "60", "--no-log"]
-    whole = cmgr(*one, cwd=trained, **BUSY).stdout
+    whole = cmgr(*one, cwd=trained).stdout
     here = Terminal(*one, cwd=trained, columns=30)
     lines = here.leaves().removesuffix("[base]\n").splitlines()
     assert len(lines) > 3 and max(map(len, lines)) <= 30
