@@ -263,6 +263,8 @@ def save_peft(model: Any, folder: Path, trainable: Trainable, kind: str) -> None
     if isinstance(config["target_modules"], list):
         config["target_modules"].sort()  # a set, whose order changes from run to run
     write_json(path, config)
+    # safetensors keeps its file to its owner; the folder is for others too
+    (folder / "adapter_model.safetensors").chmod(path.stat().st_mode & 0o777)
 
 
 def _finish(

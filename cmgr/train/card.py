@@ -15,9 +15,9 @@ from cmgr.records import Evidence, Example
 WHERE = {
     "activated": (
         "An activated adapter (aLoRA): it acts from the generation prompt on, never on the prompt "
-        "before it. It runs in cmgr, in PEFT and in llama-server. Programs that do not know "
-        "`adapter.alora.invocation_tokens` (llama-cli, Ollama) would apply it to every token: do "
-        "not use it there. It cannot be merged into the base."
+        "before it. It runs in cmgr, in PEFT and in llama-server; vLLM (0.33) refuses it. Programs "
+        "that do not know `adapter.alora.invocation_tokens` (llama-cli, Ollama) would apply it to "
+        "every token: do not use it there. It cannot be merged into the base."
     ),
     "standard": (
         "A standard adapter: it acts on every token, and runs wherever LoRA does (PEFT, vLLM, "
