@@ -7,13 +7,13 @@ are reported apart.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from cmgr.base import Base, resolve
 from cmgr.errors import MissingError
 from cmgr.records import Example, Message, Record, make_id
 from cmgr.router import Router
+from cmgr.router.scoring import wilson
 from cmgr.runtime import Runtime
 from cmgr.synthesize import current_examples
 from cmgr.workspace import Progress, Workspace, read_json
@@ -32,17 +32,6 @@ class Result(Record):
     answer: str
     routed_to: str | None
     choices: dict[str, str]
-
-
-def wilson(right: int, n: int) -> tuple[float, float]:
-    """The 95% Wilson score interval of a proportion (Wilson, 1927); (0, 1) for no items."""
-    if n == 0:
-        return 0.0, 1.0
-    z = 1.959964
-    p, q = right / n, z * z / n
-    middle = (p + q / 2) / (1 + q)
-    half = z / (1 + q) * math.sqrt(p * (1 - p) / n + q / (4 * n))
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def pick_items(ws: Workspace, examples: list[Example]) -> list[Example]:

@@ -27,10 +27,14 @@ def _checked_id(value: str) -> str:
 
 
 class Culture(_Part):
-    """A national culture: how people name it, and places that stand for it in prompts."""
+    """A national culture: how people name it, and places that stand for it in prompts.
+
+    `country` is its ISO 3166-1 code, where `name` does not say it.
+    """
 
     id: str
     name: str = Field(min_length=1)
+    country: str | None = None
     demonym: str = ""
     places: list[str] = []
     languages: list[str] = []
@@ -153,7 +157,7 @@ RUNNING = {
 class Router(_Part):
     """When to name a culture: the least probability, and the least lead over the second."""
 
-    threshold: float = Field(default=0.5, gt=0, lt=1)
+    threshold: float = Field(default=0.35, gt=0, lt=1)
     margin: float = Field(default=0.1, ge=0, lt=1)
 
 

@@ -97,6 +97,14 @@ class Example(Record):
     review: Literal["pending", "accepted", "edited", "rejected"] = "pending"
 
 
+class Label(Record):
+    """What a person says of a text: the cultures it is of, or none. `id` is made from the text."""
+
+    id: str
+    text: str
+    cultures: list[str]
+
+
 class Decision(Record):
     """What the router says of one text; `culture` is null when it abstains."""
 

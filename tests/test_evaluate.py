@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cmgr.evaluate import METHODS, Result, pick_items, summary, wilson
+from cmgr.evaluate import METHODS, Result, pick_items, summary
+from cmgr.router.scoring import wilson
 from cmgr.synthesize import current_examples
 from cmgr.workspace import Workspace
 

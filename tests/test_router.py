@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,10 +17,12 @@ from cmgr import router as rooms
 from cmgr.errors import CmgrError, MissingError
 from cmgr.recipe import Culture
 from cmgr.recipe import Router as Settings
-from cmgr.records import Evidence, Example, Message
-from cmgr.router import Router, texts
-from cmgr.router.fitting import build, fit, fit_pipeline
-from cmgr.router.texts import neutral_prompts, training_texts
+from cmgr.records import Evidence, Example, Label, Message, make_id
+from cmgr.router import Router, card
+from cmgr.router.cues import common_words, cues_of, neutral_prompts
+from cmgr.router.fitting import build, fit, fit_rows
+from cmgr.router.scoring import Labelled, score
+from cmgr.router.texts import training_rows
 from cmgr.workspace import Workspace, read_json
 
 CULTURES = [
@@ -124,9 +126,9 @@ def keep(ws: Workspace, examples: list[Example], evidence: list[Evidence]) -> No
 
 
 EXAMPLES, EVIDENCE = records()
-ROWS = training_texts(CULTURES, EXAMPLES, EVIDENCE)
-ROUTER = fit(CULTURES, EXAMPLES, EVIDENCE)
-VECTORISERS, MODELS, _ = fit_pipeline(ROWS, [c.id for c in CULTURES])
+ROWS = training_rows(CULTURES, EXAMPLES, EVIDENCE)
+FITTED = fit_rows(ROWS, CULTURES, EVIDENCE)
+ROUTER = FITTED.router([c.id for c in CULTURES])
 
 ODD = ["Japan", "OSAKA", "İstanbul", "Straße", "Ⅷ", "ǅ", "naïve", "a", "US", "us", "US-", "ΣΑΣ"]
 ODD += ["\u3000", "\x1c", "\x85", "\u200d", "日本", "ñ", "dinner's", "9_x", "japanese\n"]
@@ -138,25 +140,44 @@ TEXTS = st.one_of(
 )
 
 
-def pipeline(text: str) -> Any:
-    from scipy.sparse import hstack
-
-    features = hstack([v.transform([text]) for v in VECTORISERS]).tocsr()
-    return np.array([m.predict_proba(features)[0, 1] for m in MODELS])
+def test_decisions_equal_the_scikit_learn_pipeline() -> None:
+    """10,000 texts: those it is fitted on, and random ones of all of Unicode; bound 1e-6."""
+    chance = random.Random(5)
+    real = [row.text for row in chance.sample(ROWS, 5000)]
+    letters = [chr(c) for c in range(32, 0x2FFFF) if not 0xD800 <= c <= 0xDFFF]
+    odd = [
+        "".join(chance.choices(letters, k=chance.randrange(40)))
+        + " ".join(chance.choices([*ODD, *real[:200]], k=chance.randrange(6)))
+        for _ in range(5000)
+    ]
+    texts = [*real, *odd]
+    numpy = np.stack([ROUTER.probabilities(text) for text in texts])
+    assert np.abs(numpy - FITTED.probabilities(texts)).max() < 1e-6
+    assert numpy.min() < 0.01 and numpy.max() > 0.99
 
 
 @settings(max_examples=200, deadline=None)
 @given(TEXTS)
-def test_a_decision_equals_the_scikit_learn_pipeline(text: str) -> None:
-    assert np.abs(ROUTER.probabilities(text) - pipeline(text)).max() < 1e-6
+def test_a_decision_is_one_of_the_pipeline_for_any_text(text: str) -> None:
+    assert np.abs(ROUTER.probabilities(text) - FITTED.probabilities([text])[0]).max() < 1e-6
 
 
 @settings(max_examples=200, deadline=None)
 @given(TEXTS)
-def test_the_analysers_equal_scikit_learn(text: str) -> None:
-    words, chars = (v.build_analyzer() for v in VECTORISERS)
-    assert rooms.word_ngrams(rooms.fold(text)) == words(text)
-    assert rooms.char_ngrams(rooms.fold(text)) == chars(text)
+def test_words_are_those_of_scikit_learn_where_words_are_set_apart(text: str) -> None:
+    from sklearn.feature_extraction.text import CountVectorizer
+
+    folded = rooms.fold(text)
+    theirs = CountVectorizer(lowercase=False, ngram_range=(1, 2)).build_analyzer()(folded)
+    if all(rooms.script(c) in {"", "LATIN", "GREEK", "CYRILLIC"} for c in folded):
+        assert [g for g in rooms.word_ngrams(folded) if g[0] != "\0"] == theirs
+
+
+def test_signs_are_words_where_words_are_not_set_apart() -> None:
+    grams = rooms.word_ngrams("北京 tea")
+    assert {"北", "京", "北 京", "tea", "\0CJK"} <= set(grams)
+    assert rooms.char_ngrams("plain Osaka", {"plain"}) == rooms.char_ngrams("Osaka")
+    assert {" os", "osaka", "aka "} <= set(rooms.char_ngrams("osaka"))
 
 
 @pytest.mark.parametrize(
@@ -268,16 +289,20 @@ def test_a_pickle_is_never_read(tmp_path: Path) -> None:
     import hashlib
 
     ROUTER.save(tmp_path)
-    np.savez(tmp_path / "router.npz", ngrams=np.array([{}], dtype=object))
+    data = tmp_path / "router.npz"
+    np.savez(data, ngrams=np.array([{}], dtype=object))
     head = json.loads((tmp_path / "router.json").read_text())
-    head["sha256"] = hashlib.sha256((tmp_path / "router.npz").read_bytes()).hexdigest()
-    (tmp_path / "router.json").write_text(json.dumps(head))
+    del head["self"]
+    head["sha256"] = hashlib.sha256(data.read_bytes()).hexdigest()
+    head["bytes"] = data.stat().st_size
+    # a forger's hashes are right, and still nothing is executed
+    (tmp_path / "router.json").write_text(json.dumps({**head, "self": make_id(head)}))
     with pytest.raises(CmgrError, match="damaged"):
         Router.load(tmp_path)
 
 
 def test_held_out_items_take_no_part() -> None:
-    texts = [text for text, _ in ROWS]
+    texts = [row.text for row in ROWS]
     assert not [t for t in texts if "Held" in t]
     assert not [t for t in texts if "item 5" in t]  # evidence that only the unseen fact rests on
     assert not [t for t in texts if QUESTIONS[5] in t]
@@ -286,20 +311,94 @@ def test_held_out_items_take_no_part() -> None:
 
 def test_shared_prompts_and_questions_are_neutral() -> None:
     shared = [example(900 + n, c, "And at work?", "fit", "none") for n, c in enumerate(CULTURES)]
-    rows = dict(training_texts(CULTURES, [*EXAMPLES, *shared], EVIDENCE))
-    assert rows["And at work?"] == []
-    assert rows[QUESTIONS[0]] == [] and rows["sort this list"] == []
-    both = {t: ids for t, ids in rows.items() if t.startswith("Compare table")}
-    assert len(both) >= 3 and all(len(ids) == 2 for ids in both.values())
-    assert not [t for t, ids in rows.items() if "Peru" in t and ids]
-    assert not [t for t, ids in rows.items() if "Japan" in t and not ids]
+    rows = {r.text: r.cultures for r in training_rows(CULTURES, [*EXAMPLES, *shared], EVIDENCE)}
+    assert rows["And at work?"] == ()
+    assert rows[QUESTIONS[0]] == () and rows["sort this list"] == ()
+    assert rows["Japan"] == ("japan",) and rows["Peru"] == () and rows["Peruvian"] == ()
+    pairs = [r for r in ROWS if r.kind == "pair"]
+    assert len(pairs) >= 100 and all(len(r.cultures) == 2 for r in pairs)
 
 
 def test_neutral_prompts_name_no_country() -> None:
     prompts = neutral_prompts()
-    assert len(prompts) >= 300 and len(set(prompts)) == len(prompts)
-    names = [n for pair in texts.OTHERS.split() for n in pair.split("/")] + ["American", "English"]
-    assert not [p for p in prompts for n in names if n in p.split()]
+    assert len(prompts) >= 1000 and len(set(prompts)) == len(prompts)
+    names = [n for code in card.all_countries() for n in card.card_of(code, 3).people]
+    names += [n for code in card.all_countries() for n in card.card_of(code, 3).names]
+    said = {w for p in prompts for w in p.split()}
+    # of one word, in capitals: "turkey" is a bird
+    assert not said & {n for n in names if n[0].isupper() and len(n) > 3}
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [("Japan", "JP"), ("UK", "GB"), ("US", "US"), ("South Korea", "KR"), ("Iran", "IR")],
+)
+def test_a_culture_finds_its_country(name: str, code: str) -> None:
+    assert card.country_of(Culture(id="x", name=name)) == code
+
+
+def test_a_culture_of_no_country_may_say_its_own() -> None:
+    assert card.country_of(Culture(id="x", name="Catalonia")) is None
+    assert card.country_of(Culture(id="x", name="Catalonia", country="ES")) == "ES"
+    router = fit([Culture(id="x", name="Ruritania", demonym="Ruritanian")], [], EVIDENCE)
+    assert router.decide("What do Ruritanian people eat?").culture == "x"
+
+
+def test_a_card_has_what_stands_for_a_country() -> None:
+    found = card.card_of("KR")
+    assert {"South Korea", "대한민국"} <= set(found.names) and "Korean" in found.people
+    assert {"Seoul", "서울", "Busan"} <= set(found.cities) and found.languages[0] == "ko"
+    assert "Chuseok" in found.things and "South Korean won" in found.things
+    assert "en" not in card.languages_of("US") and "de" in card.languages_of("AT")
+
+
+def test_what_many_share_and_plain_words_are_no_cue() -> None:
+    mine, others = cues_of(CULTURES, EVIDENCE)
+    every = [*mine.values(), *others]
+    assert not [c for c in every if "Christmas Day" in c.things or "Reading" in c.places]
+    assert "Peru" in {n for c in others for n in c.names}
+    assert not {n for c in others for n in c.names} & {"Japan", "Brazil"}
+    assert {"what", "guest"} <= common_words()
+
+
+def test_names_that_only_documents_have_are_learnt() -> None:
+    told = EVIDENCE[0].model_copy(
+        update={"text": "On the eve all meet for Hatsumode, and pray. They call it Hatsumode."}
+    )
+    router = fit(CULTURES, EXAMPLES, [told, *EVIDENCE[1:]])
+    assert router.decide("Who goes to Hatsumode?").culture == "japan"
+    assert ROUTER.decide("Who goes to Hatsumode?").abstained
+
+
+def test_labels_outweigh_the_rest() -> None:
+    text = "When is the garden fair of our valley?"
+    assert ROUTER.decide(text).abstained
+    labels = [Label(id="1", text=text, cultures=["brazil"])]
+    labels += [Label(id="2", text="A Japanese garden in the park", cultures=[])]
+    router = fit(CULTURES, EXAMPLES, EVIDENCE, labels)
+    assert router.decide(text).culture == "brazil"
+    assert router.decide("A Japanese garden in the park").abstained
+    assert router.decide("Is it rude to tip in Osaka?").culture == "japan"
+
+
+def test_scores_are_those_of_the_counts() -> None:
+    rows = [
+        Labelled("Is it rude to tip in Osaka?", frozenset({"japan"})),
+        Labelled("Is it rude to tip in Recife?", frozenset({"japan"})),
+        Labelled("sort this list", frozenset()),
+        Labelled("Compare table manners in Japan and Brazil.", frozenset({"japan", "brazil"})),
+        Labelled("Who pours for whom?", frozenset({"us"})),
+    ]
+    found = score(ROUTER, rows, CULTURES)
+    assert found["n"] == 5 and found["accuracy"] == pytest.approx(3 / 5)
+    assert found["classes"]["japan"]["n"] >= 2 and found["all_found"] == 1
+    assert found["named_abstained"] == pytest.approx(1 / 4)
+    assert found["abstention_rate"] == pytest.approx(2 / 5)
+    assert found["confusion"]["us"] == found["confusion"]["(none)"] == {"(none)": 1}
+    assert found["coverage"][-1] == {"coverage": 1, "accuracy": pytest.approx(3 / 5)}
+    for name, (low, high) in found["intervals"].items():
+        assert 0 <= low <= found[name] <= high <= 1
+    assert found["unnamed"]["n"] == 4 and found["keyword_rule"] == pytest.approx(2 / 5)
 
 
 def test_fitting_twice_gives_the_same_router() -> None:
@@ -326,9 +425,9 @@ def test_build_is_done_once_and_again_when_something_changed(tmp_path: Path) -> 
     assert build(ws) and not build(ws)
 
 
-def test_build_without_examples_names_the_command(tmp_path: Path) -> None:
+def test_build_without_evidence_names_the_command(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
-    with pytest.raises(MissingError, match="cmgr synthesize"):
+    with pytest.raises(MissingError, match="cmgr search"):
         build(Workspace(tmp_path))
 
 

@@ -1,12 +1,12 @@
-"""`cmgr route`: texts in, one decision each out; also fits and scores the router."""
+"""`cmgr route`: texts in, one decision each out; also fits the router, teaches and scores it."""
 
 from __future__ import annotations
 
 import json as jsonlib
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,9 +15,13 @@ from cmgr.cli.console import ForceOption, JsonOption, WorkspaceOption
 from cmgr.errors import PartialError, UsageError
 
 if TYPE_CHECKING:
+    from cmgr.recipe import Culture
+    from cmgr.records import Decision
     from cmgr.router import Router
+    from cmgr.router.scoring import Labelled
+    from cmgr.workspace import Workspace
 
-_NONE = "(none)"  # an abstention among culture ids, which never hold a bracket
+SHADES = " ░▒▓█"
 
 
 def command(
@@ -26,21 +30,28 @@ def command(
     ] = None,
     workspace: WorkspaceOption = None,
     json: JsonOption = False,
-    eval_file: Annotated[
-        Path | None,
-        typer.Option("--eval", help='Score JSON lines of {"text", "culture" or null}'),
-    ] = None,
+    file: Annotated[Path | None, typer.Option("--file", help="Route the lines of a file")] = None,
     explain: Annotated[
-        bool, typer.Option("--explain", help="Show the n-grams that decided")
+        bool, typer.Option("--explain", help="Show the n-grams that spoke for and against")
     ] = False,
+    top: Annotated[
+        int | None, typer.Option("--top", min=1, help="Show the most probable cultures only")
+    ] = None,
     threshold: Annotated[
         float | None, typer.Option("--threshold", help="Least probability [default: recipe]")
     ] = None,
     margin: Annotated[
         float | None, typer.Option("--margin", help="Least lead over the second [default: recipe]")
     ] = None,
-    file: Annotated[Path | None, typer.Option("--file", help="Route the lines of a file")] = None,
-    fit: Annotated[bool, typer.Option("--fit", help="Fit the router from the examples")] = False,
+    eval_file: Annotated[
+        Path | None,
+        typer.Option("--eval", help='Score JSON lines of {"text", "culture": an id or null}'),
+    ] = None,
+    learn: Annotated[
+        Path | None,
+        typer.Option("--learn", help="Keep such lines as labels, and fit the router again"),
+    ] = None,
+    fit: Annotated[bool, typer.Option("--fit", help="Fit the router, where it is stale")] = False,
     force: ForceOption = False,
 ) -> None:
     """Say which culture each text is of, or that it is of none.
@@ -61,7 +72,7 @@ def command(
         raise UsageError(f"--threshold {threshold}: give a number between 0 and 1")
     if margin is not None and not 0 <= margin < 1:
         raise UsageError(f"--margin {margin}: give a number from 0 to below 1")
-    if not given and not fit and sys.stdin.isatty():
+    if not given and not fit and not learn and sys.stdin.isatty():
         raise UsageError(
             "nothing to route. Give a text, lines on stdin, or --file: "
             'cmgr route "Is it rude to tip?"'
@@ -71,8 +82,8 @@ def command(
     from cmgr.workspace import Workspace
 
     ws = Workspace.find(workspace, console.say)
-    if fit:
-        _fit(ws, force)
+    if fit or learn:
+        _fit(ws, force, learn)
         if not given:
             return
     # a stream is opened before the router is read, so that a wrong name is told first
@@ -83,16 +94,27 @@ def command(
     router.settings = router.settings.model_copy(
         update={name: value for name, value in changes.items() if value is not None}
     )
-    if lines is None:
-        _score(router, rows, eval_file or Path(), json)
-    else:
-        _route(router, lines, json, explain)
+    if eval_file:
+        _check(rows, router.cultures, eval_file)
+        _score(router, [row for _, row in rows], ws.recipe.cultures, json)
+    elif lines is not None:
+        _route(router, lines, json, explain, top)
 
 
-def _fit(ws: Any, force: bool) -> None:
+def _fit(ws: Workspace, force: bool, learn: Path | None) -> None:
+    from cmgr.records import Label, make_id
     from cmgr.router.fitting import build
 
+    rows = _labelled(learn) if learn else []
+    _check(rows, [c.id for c in ws.recipe.cultures], learn)
     with ws.lock("cmgr route --fit"), console.progress() as progress:
+        if rows:
+            kept = [
+                Label(id=make_id("label", row.text), text=row.text, cultures=sorted(row.cultures))
+                for _, row in rows
+            ]
+            ws.append("labels", kept)
+            console.say(f"{ws.path('labels.jsonl')}: {len(kept)} labels added")
         made = build(ws, force, progress)
     console.say(f"{ws.path('router')}: {'fitted' if made else 'up to date'}")
 
@@ -111,7 +133,11 @@ def _lines(texts: list[str] | None, file: Path | None) -> Iterator[bytes]:
     return (line.removesuffix(b"\n") for line in sys.stdin.buffer)
 
 
-def _route(router: Router, lines: Iterable[bytes], json: bool, explain: bool) -> None:
+def _route(
+    router: Router, lines: Iterable[bytes], json: bool, explain: bool, top: int | None
+) -> None:
+    from cmgr.records import Decision
+
     width = max(len("abstain"), *(len(c) for c in router.cultures))
     total = failed = 0
     for number, raw in enumerate(lines, 1):
@@ -126,38 +152,62 @@ def _route(router: Router, lines: Iterable[bytes], json: bool, explain: bool) ->
         if problem:
             failed += 1
             if json:
-                console.emit_json({"text": text, "line": number, "error": problem})
+                nothing = Decision(
+                    text=text,
+                    culture=None,
+                    probability=0.0,
+                    probabilities={},
+                    cultures=[],
+                    abstained=True,
+                )
+                console.emit_json({**nothing.model_dump(), "line": number, "error": problem})
             else:
                 console.say(f"line {number}: {problem}")
             continue
-        _show(router, text, width, json, explain)
+        decision = router.decide(text)
+        why = router.explain(text) if explain else None
+        if json:
+            _emit(decision, why, top)
+        else:
+            _show(decision, why, top, width)
     if failed:
         raise PartialError(f"{failed} of {total} texts could not be routed")
 
 
-def _show(router: Router, text: str, width: int, json: bool, explain: bool) -> None:
-    decision = router.decide(text)
-    why = router.explain(text) if explain else []
-    if json:
-        value = decision.model_dump()
-        if explain:
-            value["explain"] = [{"culture": c, "ngram": g, "weight": w} for c, g, w in why]
-        console.emit_json(value)
-        return
-    named = ", ".join(decision.cultures) or "abstain"
-    shown = " ".join(console.plain(text).split())
+def _emit(decision: Decision, why: list[tuple[str, str, float]] | None, top: int | None) -> None:
+    value = decision.model_dump()
+    if top:
+        value["probabilities"] = dict(list(decision.probabilities.items())[:top])
+        value["cultures"] = decision.cultures[:top]
+    if why is not None:
+        value["explain"] = [{"culture": c, "ngram": g, "weight": w} for c, g, w in why]
+    console.emit_json(value)
+
+
+def _show(
+    decision: Decision, why: list[tuple[str, str, float]] | None, top: int | None, width: int
+) -> None:
+    named = ", ".join(decision.cultures[:top]) or "abstain"
+    shown = " ".join(console.plain(decision.text).split())
     console.out(f"{named:<{width}}  {decision.probability:.2f}   ({shown})")
-    for culture, gram, weight in why:
-        console.out(f"  {culture:<{width}}  {weight:+.2f}  {console.plain(gram)!r}")
+    for culture, probability in list(decision.probabilities.items())[: top or 0]:
+        console.out(f"  {culture:<{width}}  {probability:.2f}")
+    if why is not None and not why:
+        console.out("  nothing in it is a cue")
+    for culture, gram, weight in why or []:
+        name = f"{gram[1:].lower()} script" if gram.startswith("\0") else repr(console.plain(gram))
+        console.out(f"  {culture:<{width}}  {weight:+.2f}  {name}")
 
 
-def _labelled(path: Path) -> list[tuple[int, str, str | None]]:
-    """(line, text, culture or null) of each line of a labelled file. Raises UsageError."""
+def _labelled(path: Path) -> list[tuple[int, Labelled]]:
+    """Each line's number and label. Raises UsageError."""
+    from cmgr.router.scoring import Labelled
+
     try:
         raw = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
-    rows: list[tuple[int, str, str | None]] = []
+    rows: list[tuple[int, Labelled]] = []
     for number, line in enumerate(raw.split(b"\n"), 1):
         if not line.strip():
             continue
@@ -167,65 +217,81 @@ def _labelled(path: Path) -> list[tuple[int, str, str | None]]:
             raise UsageError(f"{path}:{number}: not valid JSON: {error}") from None
         if not isinstance(value, dict) or not isinstance(value.get("text"), str):
             raise UsageError(f'{path}:{number}: a line is {{"text": "...", "culture": ID or null}}')
-        if "culture" not in value or not isinstance(value["culture"], str | None):
-            raise UsageError(f'{path}:{number}: "culture" must be there: an id, or null')
-        rows.append((number, value["text"], value["culture"]))
+        several = value.get("cultures")
+        if several is None:
+            if "culture" not in value or not isinstance(value["culture"], str | None):
+                raise UsageError(f'{path}:{number}: "culture" must be there: an id, or null')
+            several = [value["culture"]] if value["culture"] else []
+        if not isinstance(several, list) or not all(isinstance(c, str) for c in several):
+            raise UsageError(f'{path}:{number}: "cultures" must be a list of ids')
+        if not value["text"].strip():
+            raise UsageError(f"{path}:{number}: the text is empty")
+        rows.append((number, Labelled(value["text"], frozenset(several))))
     if not rows:
         raise UsageError(f"{path}: no labelled lines in it")
     return rows
 
 
-def score(router: Router, rows: Sequence[tuple[str, str | None]]) -> dict[str, Any]:
-    """Accuracy, macro-F1, ECE, abstention rate and confusion on labelled texts.
-
-    A null label is a class of its own: abstaining is right there. The confidence that ECE (ten
-    equal bins) compares with being right is the best culture's probability, and one less it on
-    abstention. Macro-F1 is over the labels that occur, as truth or as prediction.
-    """
-    import numpy as np
-
-    decisions = router.decide_all(text for text, _ in rows)
-    truth = [label or _NONE for _, label in rows]
-    said = [d.culture or _NONE for d in decisions]
-    labels = [c for c in (*router.cultures, _NONE) if c in {*truth, *said}]
-    counts = np.zeros((len(labels), len(labels)), dtype=np.int64)
-    np.add.at(counts, ([labels.index(t) for t in truth], [labels.index(s) for s in said]), 1)
-    f1 = 2 * np.diag(counts) / (counts.sum(axis=0) + counts.sum(axis=1))
-    sure = np.array([1 - d.probability if d.abstained else d.probability for d in decisions])
-    right = np.array([t == s for t, s in zip(truth, said, strict=True)], dtype=np.float64)
-    bins = np.minimum((sure * 10).astype(int), 9)
-    gaps = [abs(float((right - sure)[bins == b].sum())) for b in range(10)]
-    return {
-        "n": len(rows),
-        "accuracy": float(right.mean()),
-        "macro_f1": float(f1.mean()),
-        "ece": sum(gaps) / len(rows),
-        "abstention_rate": said.count(_NONE) / len(rows),
-        "confusion": {
-            t: {s: int(counts[i, j]) for j, s in enumerate(labels) if counts[i, j]}
-            for i, t in enumerate(labels)
-            if counts[i].any()
-        },
-    }
-
-
-def _score(router: Router, rows: list[tuple[int, str, str | None]], path: Path, json: bool) -> None:
-    for number, _, culture in rows:
-        if culture is not None and culture not in router.cultures:
+def _check(rows: list[tuple[int, Labelled]], known: list[str], path: Path | None) -> None:
+    for number, row in rows:
+        for culture in sorted(row.cultures - set(known)):
             raise UsageError(
                 f"{path}:{number}: culture {culture!r} is none of the router's "
-                f"({', '.join(router.cultures)}). Write null where it should abstain."
+                f"({', '.join(known)}). Write null where it should abstain."
             )
-    found = score(router, [(text, culture) for _, text, culture in rows])
+
+
+def _score(router: Router, rows: list[Labelled], cultures: list[Culture], json: bool) -> None:
+    from cmgr.router.scoring import score
+
+    found = score(router, rows, cultures)
     if json:
         console.emit_json(found)
         return
-    for name in ("n", "accuracy", "macro_f1", "ece", "abstention_rate"):
-        value = found[name]
-        console.out(f"{name:<16} {value if isinstance(value, int) else format(value, '.3f')}")
-    said = sorted({s for row in found["confusion"].values() for s in row})
+    columns = {"all texts": found}
+    if "unnamed" in found:
+        columns["that name no culture"] = found["unnamed"]
+    table = [["n", *(part["n"] for part in columns.values())]]
+    for name in found["intervals"]:
+        cells = (
+            _cell(part.get(name), part["intervals"].get(name, (0, 1))) for part in columns.values()
+        )
+        table.append([name.replace("_", " "), *cells])
+    console.table("Router (95% intervals)", ["", *columns], table)
     console.table(
-        "confusion: rows are the truth, columns what the router said",
-        ["", *said],
-        [[t, *(row.get(s, 0) for s in said)] for t, row in found["confusion"].items()],
+        "Each class",
+        ["", "n", "precision", "recall"],
+        [
+            [
+                label,
+                part["n"],
+                _cell(part["precision"], part["precision_interval"]),
+                _cell(part["recall"], part["recall_interval"]),
+            ]
+            for label, part in found["classes"].items()
+        ],
     )
+    console.table(
+        "Accuracy of the surest decisions",
+        ["share of the texts", *(f"{p['coverage']:.0%}" for p in found["coverage"])],
+        [["accuracy", *(f"{p['accuracy']:.2f}" for p in found["coverage"])]],
+    )
+    _picture(found["confusion"])
+
+
+def _cell(value: float | None, interval: tuple[float, float]) -> str:
+    return "" if value is None else f"{value:.3f} [{interval[0]:.2f}, {interval[1]:.2f}]"
+
+
+def _picture(confusion: dict[str, dict[str, int]]) -> None:
+    """Rows are the truth, columns what the router said; the darker, the larger a row's share."""
+    said = sorted({s for row in confusion.values() for s in row} | set(confusion))
+    cells = []
+    for truth, row in confusion.items():
+        total = sum(row.values())
+        counts = [row.get(s, 0) for s in said]
+        shades = [SHADES[-(-4 * n // total)] for n in counts]
+        cells.append(
+            [truth, *(f"{2 * a}{row.get(s, 0):>5}" for a, s in zip(shades, said, strict=True))]
+        )
+    console.table("Confusion: rows are the truth, columns what the router said", ["", *said], cells)

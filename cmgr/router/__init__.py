@@ -9,29 +9,36 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cmgr.errors import CmgrError, MissingError
 from cmgr.recipe import Router as Settings
-from cmgr.records import Decision
+from cmgr.records import Decision, make_id
 from cmgr.workspace import read_json, write_atomic, write_json
 
 Floats = NDArray[np.float64]
-VERSION = 1  # of the training texts and of the files; a change makes every router out of date
-CHAR_NGRAMS = (2, 5)
+VERSION = 2  # of the training texts and of the files; a change makes every router out of date
+MOST = 5  # characters of an n-gram
+# scripts without spaces between words, or (Hangul) with words that many endings change
+UNSPACED = {
+    *("CJK", "HANGUL", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
+}
 
 AGAIN = "Make it again: cmgr route --fit"
 
-_TOKEN = re.compile(r"(?u)\b\w\w+\b")
+_TOKEN = re.compile(r"\b\w\w+\b")
 _US = re.compile(r"\b(US)\b")
-_SPACES = re.compile(r"\s\s+")
+_LETTERS = re.compile(r"[^\W\d_]+")
 
 
 def fold(text: str) -> str:
@@ -40,30 +47,55 @@ def fold(text: str) -> str:
 
 
 def word_ngrams(text: str) -> list[str]:
-    """The word 1-2-grams of a folded text, as scikit-learn's word analyser makes them."""
-    tokens: list[str] = _TOKEN.findall(text)
-    return tokens + [f"{a} {b}" for a, b in pairwise(tokens)]
+    """The word 1-2-grams of a folded text, and the script of each letter.
+
+    Words are scikit-learn's; where none are set apart, a sign is one. The script of Latin letters
+    says nothing.
+    """
+    if text.isascii():
+        tokens: list[str] = _TOKEN.findall(text)
+        return tokens + [f"{a} {b}" for a, b in pairwise(tokens)]
+    tokens, found = [], []
+    for token in _TOKEN.findall(text):
+        scripts = [script(letter) for letter in token]
+        found += [f"\x00{name}" for name in scripts if name not in {"", "LATIN"}]
+        if UNSPACED.isdisjoint(scripts):
+            tokens.append(token)
+        else:
+            tokens += token
+    return tokens + [f"{a} {b}" for a, b in pairwise(tokens)] + found
 
 
-def char_ngrams(text: str) -> list[str]:
-    """The character 2-5-grams within words of a folded text: scikit-learn's `char_wb`."""
-    low, high = CHAR_NGRAMS
+def char_ngrams(text: str, plain: Collection[str] = ()) -> list[str]:
+    """The character 3-5-grams of a folded text's words; of what is not ASCII 2-grams too.
+
+    Words in `plain` have none: they are known, and what they look like says nothing.
+    """
     found: list[str] = []
-    for word in _SPACES.sub(" ", text).split():
+    for word in _LETTERS.findall(text):
+        if word in plain:
+            continue
         padded = f" {word} "
-        for n in range(low, high + 1):
-            found.extend(padded[i : i + n] for i in range(max(len(padded) - n, 0) + 1))
+        ascii = padded.isascii()
+        for n in range(3 if ascii else 2, MOST + 1):
+            grams = [padded[i : i + n] for i in range(max(len(padded) - n, 0) + 1)]
+            found += grams if ascii or n > 2 else [g for g in grams if not g.isascii()]
             if len(padded) <= n:
                 break  # a word shorter than n counts once
     return found
 
 
+@lru_cache(maxsize=4096)
+def script(letter: str) -> str:
+    """The script of a letter by its Unicode name: LATIN, HANGUL, CJK ...; "" for the rest."""
+    return unicodedata.name(letter, "").partition(" ")[0] if letter.isalpha() else ""
+
+
 class Block(NamedTuple):
-    """One TF-IDF vectoriser: its analyser, its n-grams' columns, their inverse frequencies."""
+    """One TF-IDF vectoriser: its analyser, and its n-grams' columns."""
 
     analyse: Callable[[str], list[str]]
     columns: dict[str, int]
-    idf: Floats
 
 
 class Router:
@@ -77,29 +109,34 @@ class Router:
         weights: Floats,
         bias: Floats,
         settings: Settings | None = None,
+        plain: Collection[str] = (),
     ) -> None:
         self.cultures = list(cultures)
         self.settings = settings or Settings()
         self.idf, self.weights, self.bias = idf, weights, bias  # weights: n-grams x cultures
+        self.plain = frozenset(plain)
         self.ngrams = [gram for vocabulary in vocabularies for gram in vocabulary]
-        cut = len(vocabularies[0])
         self.blocks = (
-            Block(word_ngrams, {g: i for i, g in enumerate(vocabularies[0])}, idf[:cut]),
-            Block(char_ngrams, {g: i for i, g in enumerate(vocabularies[1])}, idf[cut:]),
+            Block(word_ngrams, {g: i for i, g in enumerate(vocabularies[0])}),
+            Block(self._chars, {g: i for i, g in enumerate(vocabularies[1])}),
         )
+
+    def _chars(self, text: str) -> list[str]:
+        return char_ngrams(text, self.plain)
 
     def _features(self, text: str) -> tuple[NDArray[np.intp], Floats]:
         folded = fold(text)
-        offset, columns, values = 0, [], []
+        offset = 0
+        columns: list[int] = []
+        times: list[int] = []
         for block in self.blocks:
-            counts = Counter(g for g in block.analyse(folded) if g in block.columns)
-            at = np.fromiter((block.columns[g] for g in counts), dtype=np.intp, count=len(counts))
-            tf = np.fromiter(counts.values(), dtype=np.float64, count=len(counts))
-            value = (1.0 + np.log(tf)) * block.idf[at]
-            columns.append(at + offset)
-            values.append(value / (np.sqrt(value @ value) or 1.0))
+            counts = Counter(block.analyse(folded))
+            found = [(block.columns[g], n) for g, n in counts.items() if g in block.columns]
+            columns += [c + offset for c, _ in found]
+            times += [n for _, n in found]
             offset += len(block.columns)
-        return np.concatenate(columns), np.concatenate(values)
+        at = np.array(columns, dtype=np.intp)
+        return at, (1.0 + np.log(np.array(times, dtype=np.float64))) * self.idf[at]
 
     def probabilities(self, text: str) -> Floats:
         """One probability per culture, each on its own (they need not sum to one)."""
@@ -150,56 +187,72 @@ class Router:
 
     def save(self, folder: Path) -> None:
         """Write router.npz, then router.json, which holds its hash."""
-        grams = "\n".join(self.ngrams).encode("utf-8", "surrogatepass")
         buffer = io.BytesIO()
-        np.savez_compressed(
+        np.savez(
             buffer,
-            ngrams=np.frombuffer(grams, dtype=np.uint8),
+            ngrams=_packed(self.ngrams),
+            plain=_packed(sorted(self.plain)),
             idf=self.idf,
-            weights=self.weights,
+            weights=self.weights.astype(np.float32),
             bias=self.bias,
         )
         data = buffer.getvalue()
         write_atomic(folder / "router.npz", data)
-        write_json(
-            folder / "router.json",
-            {
-                "version": VERSION,
-                "cultures": self.cultures,
-                "settings": self.settings.model_dump(),
-                "words": len(self.blocks[0].columns),
-                "chars": len(self.blocks[1].columns),
-                "sha256": hashlib.sha256(data).hexdigest(),
-            },
-        )
+        head = {
+            "version": VERSION,
+            "cultures": self.cultures,
+            "settings": self.settings.model_dump(),
+            "words": len(self.blocks[0].columns),
+            "chars": len(self.blocks[1].columns),
+            "bytes": len(data),
+            "sha256": hashlib.sha256(data).hexdigest(),
+        }
+        write_json(folder / "router.json", {**head, "self": make_id(head)})
 
     @classmethod
     def load(cls, folder: Path) -> Router:
-        """Read a saved router.
+        """Read a saved router: arrays and plain values, nothing that could be executed.
 
-        Raises MissingError where there is none, CmgrError when it is damaged or altered.
+        Raises MissingError where there is none, CmgrError when it is damaged, altered or foreign.
         """
         about, arrays = folder / "router.json", folder / "router.npz"
         if not about.is_file() or not arrays.is_file():
             raise MissingError(f"there is no router in {folder}. Make it: cmgr route --fit")
         head = read_json(about)
-        data = arrays.read_bytes()
         if head is None:
             raise CmgrError(f"{about} is damaged. {AGAIN}")
         if head.get("version") != VERSION:
             raise CmgrError(f"{about} is of version {head.get('version')}, not {VERSION}. {AGAIN}")
-        if hashlib.sha256(data).hexdigest() != head.get("sha256"):
+        if head.pop("self", None) != make_id(head):
+            raise CmgrError(f"{about} has been altered. {AGAIN}")
+        size = arrays.stat().st_size
+        if size != head["bytes"]:
+            raise CmgrError(f"{arrays} is damaged: {size} bytes, not {head['bytes']}. {AGAIN}")
+        data = arrays.read_bytes()
+        if hashlib.sha256(data).hexdigest() != head["sha256"]:
             raise CmgrError(f"{arrays} is damaged: its hash is not the one in {about}. {AGAIN}")
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as file:
-                text = file["ngrams"].tobytes().decode("utf-8", "surrogatepass")
-                idf, weights, bias = file["idf"], file["weights"], file["bias"]
-            grams, words, cultures = text.split("\n"), int(head["words"]), list(head["cultures"])
+                parts = {name: file[name] for name in ("idf", "weights", "bias")}
+                grams, plain = _unpacked(file["ngrams"]), _unpacked(file["plain"])
+            words, cultures = int(head["words"]), list(head["cultures"])
             shape = (words + int(head["chars"]), len(cultures))
-            shapes = (weights.shape, idf.shape, bias.shape, (len(grams),))
-            if not cultures or shapes != (shape, shape[:1], shape[1:], shape[:1]):
+            shapes = (*(part.shape for part in parts.values()), (len(grams),))
+            if not cultures or shapes != (shape[:1], shape, shape[1:], shape[:1]):
                 raise ValueError("its parts do not fit together")
+            if not all(np.isfinite(part).all() for part in parts.values()):
+                raise ValueError("it holds values that are no numbers")
             settings = Settings.model_validate(head["settings"])
-        except (KeyError, TypeError, ValueError, OSError) as error:
+        except (KeyError, TypeError, ValueError, OSError, BadZipFile) as error:
             raise CmgrError(f"the router in {folder} is damaged: {error}. {AGAIN}") from None
-        return cls(cultures, (grams[:words], grams[words:]), idf, weights, bias, settings)
+        vocabularies = (grams[:words], grams[words:])
+        return cls(cultures, vocabularies, **parts, settings=settings, plain=plain)
+
+
+def _packed(texts: Sequence[str]) -> NDArray[np.uint8]:
+    return np.frombuffer("\n".join(texts).encode("utf-8", "surrogatepass"), dtype=np.uint8)
+
+
+def _unpacked(data: NDArray[np.uint8]) -> list[str]:
+    text = data.tobytes().decode("utf-8", "surrogatepass")
+    return text.split("\n") if text else []

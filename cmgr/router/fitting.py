@@ -2,116 +2,317 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cmgr.errors import MissingError
 from cmgr.recipe import Culture
 from cmgr.recipe import Router as Settings
-from cmgr.records import Evidence, Example, make_id
-from cmgr.router import CHAR_NGRAMS, VERSION, Router, fold
-from cmgr.router.texts import cue, neutral_prompts, prompt_of, training_texts
+from cmgr.records import Evidence, Example, Label, make_id
+from cmgr.router import VERSION, Router, char_ngrams, fold, word_ngrams
+from cmgr.router.card import check_installed, country_of, function_words
+from cmgr.router.cues import common_words, cues_of, neutral_prompts
+from cmgr.router.texts import Row, cue, prompt_of, training_rows
 from cmgr.search import current_evidence
 from cmgr.synthesize import current_examples
 from cmgr.workspace import Progress, Workspace
 
-C = 10.0  # weak regularisation: names are rare n-grams and must count
+Floats = NDArray[np.float64]
+C = 0.3
+POSITIVE = 5.0  # what a row of a culture weighs for it, against one that is not of it
+WEIGHTS = {
+    **{"cue": 1.0, "pair": 1.0, "language": 1.0, "neutral": 3.0},
+    **{"document": 0.3, "noun": 0.3, "labelled": 10.0},
+}
+TELLING = 0.35  # the share of an n-gram's rows, classes weighing the same, that one must have
+WORDS, CHARS = 50_000, 100_000  # n-grams at most
+WEIGHTS_AT_MOST = 2_700_000  # of characters, and half as many of words: a file below 20 MB
+CHARS_WEIGH = 0.3  # against words: characters are for names that no row has
+REST = 300_000  # rows that share no word with a culture, over all cultures
+CALIBRATE = 10  # cultures
+HELD = 4  # one origin in so many is held out to calibrate on
+UNSEEN = 0.1  # the share of cues that are taken to be unknown when the router is used
+
+
+class Fitted(NamedTuple):
+    """The scikit-learn parts: features of texts, and one model per culture."""
+
+    features: Any  # FeatureUnion of two TfidfVectorizers
+    models: list[Any]  # LogisticRegression, the calibration in its weights
+    plain: frozenset[str]
+
+    def probabilities(self, texts: Sequence[str]) -> Floats:
+        """What the numpy router must equal: texts x cultures."""
+        features = self.features.transform(texts)
+        return np.stack([m.predict_proba(features)[:, 1] for m in self.models], axis=1)
+
+    def router(self, ids: Sequence[str], settings: Settings | None = None) -> Router:
+        """The same as arrays."""
+        parts = [part for _, part in self.features.transformer_list]
+        weigh = [self.features.transformer_weights[n] for n, _ in self.features.transformer_list]
+        return Router(
+            ids,
+            [[str(g) for g in part.get_feature_names_out()] for part in parts],
+            np.concatenate([part.idf_ * w for part, w in zip(parts, weigh, strict=True)]),
+            np.stack([m.coef_[0] for m in self.models], axis=1),
+            np.array([m.intercept_[0] for m in self.models]),
+            settings,
+            self.plain,
+        )
+
+
+def words_of(text: str) -> list[str]:
+    """A text's word n-grams."""
+    return word_ngrams(fold(text))
+
+
+def chars_of(text: str, plain: Collection[str]) -> list[str]:
+    """A text's character n-grams."""
+    return char_ngrams(fold(text), plain)
 
 
 def fit(
     cultures: Sequence[Culture],
     examples: Sequence[Example],
     evidence: Sequence[Evidence],
+    labels: Sequence[Label] = (),
     settings: Settings | None = None,
     seed: int = 1,
 ) -> Router:
     """Fit a router with scikit-learn; the same inputs give the same router."""
-    vectorisers, models, _ = fit_pipeline(
-        training_texts(cultures, examples, evidence, seed), [c.id for c in cultures]
-    )
-    return Router(
-        [c.id for c in cultures],
-        [[str(g) for g in v.get_feature_names_out()] for v in vectorisers],
-        np.concatenate([np.asarray(v.idf_, dtype=np.float64) for v in vectorisers]),
-        np.stack([np.asarray(m.coef_[0], dtype=np.float64) for m in models], axis=1),
-        np.array([float(m.intercept_[0]) for m in models]),
-        settings,
-    )
+    rows = training_rows(cultures, examples, evidence, labels, seed)
+    return fit_rows(rows, cultures, evidence).router([c.id for c in cultures], settings)
 
 
-def fit_pipeline(rows: Sequence[tuple[str, list[str]]], ids: Sequence[str]) -> Any:
-    """The fitted scikit-learn parts: two vectorisers, one model per culture, the features."""
+def fit_rows(
+    rows: Sequence[Row], cultures: Sequence[Culture], evidence: Sequence[Evidence]
+) -> Fitted:
+    """Fit features, models and calibration."""
     from scipy.sparse import hstack
-    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.pipeline import FeatureUnion
+
+    plain = frozenset(common_words(evidence))
+    mine, _ = cues_of(cultures, evidence)
+    own = {name for cues in mine.values() for name in (*cues.names, *cues.people)}
+    most = min(CHARS, WEIGHTS_AT_MOST // len(cultures))
+    words, word_counts = _vectoriser(rows, words_of, min(WORDS, most // 2), plain, own)
+    chars, char_counts = _vectoriser(rows, partial(chars_of, plain=plain), most, (), ())
+    union = FeatureUnion(
+        [("words", words), ("chars", chars)],
+        transformer_weights={"words": 1.0, "chars": CHARS_WEIGH},
+    )
+    features = hstack([word_counts, char_counts * CHARS_WEIGH]).tocsr()
+    weights = np.array([WEIGHTS[row.kind] for row in rows])
+    targets = np.array([[c.id in row.cultures for row in rows] for c in cultures])
+    count = word_counts.shape[1]
+    models = _models(features, count, targets, weights)
+    scale, shift = _calibrate(rows, features, count, targets, weights, models)
+    for model in models:
+        # rounded here, so that the file, half as long, holds the very same weights
+        model.coef_ = (model.coef_ * scale).astype(np.float32)
+        model.intercept_ = model.intercept_ * scale + shift
+    return Fitted(union, models, plain)
+
+
+def _vectoriser(
+    rows: Sequence[Row],
+    analyse: Callable[[str], list[str]],
+    most: int,
+    plain: Collection[str],
+    own: Collection[str],
+) -> tuple[Any, Any]:
+    """A TF-IDF vectoriser of the telling n-grams, and the rows' features.
+
+    Without a norm: what a text says adds up, and what says nothing takes nothing from it.
+    """
+    from sklearn.feature_extraction.text import (
+        CountVectorizer,
+        TfidfTransformer,
+        TfidfVectorizer,
+    )
+
+    counter = CountVectorizer(analyzer=analyse, min_df=2, dtype=np.float64)
+    counts = counter.fit_transform([row.text for row in rows]).tocsr()
+    grams = counter.get_feature_names_out()
+    columns = _telling(rows, counts, grams, analyse, most, plain, own)
+    counts = counts[:, columns]
+    how = {"sublinear_tf": True, "norm": None}
+    tfidf = TfidfTransformer(**how).fit(counts)
+    found = TfidfVectorizer(analyzer=analyse, vocabulary=grams[columns], lowercase=False, **how)
+    found.idf_ = tfidf.idf_
+    return found, tfidf.transform(counts)
+
+
+def _telling(
+    rows: Sequence[Row],
+    counts: Any,
+    grams: NDArray[Any],
+    analyse: Callable[[str], list[str]],
+    most: int,
+    plain: Collection[str],
+    own: Collection[str],
+) -> NDArray[np.intp]:
+    """The columns of n-grams that point to a culture, or elsewhere.
+
+    What any text may hold is left out, so that a long text weighs no more than the cue in it. Of
+    n-grams that documents alone have, those count that three documents have; of `plain` words and
+    of pairs with a function word, those that are a cue by themselves. Names in `own` always count.
+    """
+    from scipy.sparse import csr_matrix
+
+    there = (counts > 0).astype(np.int32)
+    classes: dict[str, list[int]] = {}
+    origins: dict[str, int] = {}
+    for n, row in enumerate(rows):
+        if len(row.cultures) < 2:
+            other = "calm" if row.kind == "neutral" else "elsewhere"
+            classes.setdefault(row.cultures[0] if row.cultures else other, []).append(n)
+        origins.setdefault(row.origin, len(origins))
+    rates = {n: np.asarray(there[at].sum(axis=0)).ravel() / len(at) for n, at in classes.items()}
+    best = np.max([rate for name, rate in rates.items() if name != "calm"], axis=0)
+    at = [origins[row.origin] for row in rows]
+    by_origin = csr_matrix((np.ones(len(rows), np.int32), (at, range(len(rows)))))
+    spread = np.asarray((by_origin @ there > 0).sum(axis=0)).ravel()
+    beside = [n for n, row in enumerate(rows) if row.kind != "document"]
+    keep = best >= TELLING * np.sum(list(rates.values()), axis=0)
+    keep &= (np.asarray(there[beside].sum(axis=0)).ravel() > 0) | (spread >= 3)
+    if plain:
+        alone = {r.text for r in rows if r.text == r.origin and r.kind in {"cue", "noun"}}
+        cues = {g for text in alone for g in _as_one(analyse(text))}
+        sure = {g for name in own for g in _as_one(analyse(name))}
+        small = {w.casefold() for w in function_words("en")}
+
+        def counts_alone(gram: str) -> bool:
+            parts = gram.split()
+            return not all(p in plain for p in parts) and not any(p in small for p in parts)
+
+        keep &= np.array([g in cues or counts_alone(g) for g in grams])
+        said = np.array([n for n, row in enumerate(rows) if row.kind == "labelled"], dtype=int)
+        learnt = np.asarray(there[said].sum(axis=0)).ravel() > 0
+        learnt &= np.array([not small.issuperset(g.split()) for g in grams])
+        keep |= np.array([g in sure for g in grams]) | learnt
+    common = np.argsort(-np.asarray(there.sum(axis=0)).ravel(), kind="stable")
+    return np.sort(common[keep[common]][:most])
+
+
+def _as_one(grams: list[str]) -> list[str]:
+    """The n-grams that stand for a whole cue: one word by itself, or the pairs of more."""
+    return grams if len(grams) == 1 else [g for g in grams if " " in g.strip()]
+
+
+def _models(features: Any, words: int, targets: NDArray[np.bool_], weights: Floats) -> list[Any]:
+    """One logistic regression per culture (targets: cultures x rows).
+
+    On the culture's rows, on those that share a word with them, and on some of the rest, which
+    stand for all of it.
+    """
     from sklearn.linear_model import LogisticRegression
 
-    texts = [text for text, _ in rows]
-    vectorisers = [
-        TfidfVectorizer(
-            preprocessor=fold,
-            analyzer=kind,
-            ngram_range=ngrams,
-            max_features=most,
-            sublinear_tf=True,
-            min_df=2,
-        )
-        for kind, ngrams, most in (("word", (1, 2), 50_000), ("char_wb", CHAR_NGRAMS, 100_000))
-    ]
-    features = hstack([v.fit_transform(texts) for v in vectorisers]).tocsr()
+    by_word = features[:, :words].tocsc()
+    chance = np.random.default_rng(0)
     models = []
-    for culture in ids:
-        target = np.array([culture in labels for _, labels in rows])
-        models.append(LogisticRegression(C=C, max_iter=1000).fit(features, target))
-    return vectorisers, models, features
+    for target in targets:
+        own = np.unique(by_word[target].indices)
+        near = target | (by_word[:, own].getnnz(axis=1) > 0)
+        rest = np.flatnonzero(~near)
+        some = np.sort(chance.permutation(rest)[: REST // len(targets)])
+        rows = np.concatenate([np.flatnonzero(near), some])
+        weight = weights * np.where(target, POSITIVE, 1)
+        if len(some):
+            weight[some] *= weights[rest].sum() / weights[some].sum()
+        model = LogisticRegression(C=C, solver="liblinear", tol=1e-3, random_state=0)
+        models.append(model.fit(features[rows], target[rows], sample_weight=weight[rows]))
+    return models
+
+
+def _calibrate(
+    rows: Sequence[Row],
+    features: Any,
+    words: int,
+    targets: NDArray[np.bool_],
+    weights: Floats,
+    models: Sequence[Any],
+) -> tuple[float, float]:
+    """Scale and shift of all logits, so that they say how often they are right (Platt, 1999).
+
+    On rows held out by origin, as models fitted without them see them, and as the router does;
+    of the first cultures, for scale and shift are the same for all.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    targets, models = targets[:CALIBRATE], models[:CALIBRATE]
+    held = np.array([int(make_id("held", row.origin)[:8], 16) % HELD == 0 for row in rows])
+    if not held.any() or held.all() or not targets[:, ~held].any(axis=1).all():
+        return 1.0, 0.0
+    without = _models(features[~held], words, targets[:, ~held], weights[~held])
+    logits = [
+        np.concatenate([m.decision_function(features[held]) for m in fitted])
+        for fitted in (without, models)
+    ]
+    size = len(logits[0])
+    right = np.tile(targets[:, held].ravel(), 2)
+    trust = np.repeat([UNSEEN, 1 - UNSEEN], size)
+    platt = LogisticRegression(C=1e6).fit(
+        np.concatenate(logits).reshape(-1, 1), right, sample_weight=trust
+    )
+    return float(platt.coef_[0][0]), float(platt.intercept_[0])
 
 
 # -- the stage ---------------------------------------------------------------------------------
 
 
-def _records(ws: Workspace) -> tuple[list[Example], list[Evidence], str]:
+def _records(ws: Workspace) -> tuple[list[Example], list[Evidence], list[Label], str]:
     examples, evidence = current_examples(ws), current_evidence(ws)
+    labels = ws.read("labels", Label)
     inputs = make_id(
         VERSION,
         C,
         sorted([e.id, e.split, e.review, prompt_of(e)] for e in examples),
         sorted([p.id, p.sha256, p.heading, *p.also_asked[:1]] for p in evidence),
+        [label.model_dump() for label in labels],
         ws.recipe.router.model_dump(),
         [c.model_dump() for c in ws.recipe.cultures],
         ws.recipe.train.seed,
         neutral_prompts(),
     )
-    return examples, evidence, inputs
+    return examples, evidence, labels, inputs
 
 
 def wanted_inputs(ws: Workspace) -> str:
     """The hash of all that the router of a workspace is made from; `cmgr status` compares it."""
-    return _records(ws)[2]
+    return _records(ws)[3]
 
 
 def build(ws: Workspace, force: bool = False, progress: Progress | None = None) -> bool:
     """Fit and save the workspace's router; False where it is up to date already.
 
-    Raises MissingError where there are no examples yet.
+    Raises MissingError where there is nothing to fit on yet.
     """
-    examples, evidence, inputs = _records(ws)
-    if not any(e.split == "fit" for e in examples):
-        raise MissingError(f"{ws.folder} has no examples to fit on. Make them: cmgr synthesize")
+    examples, evidence, labels, inputs = _records(ws)
+    if not evidence and not any(e.split == "fit" for e in examples):
+        raise MissingError(f"{ws.folder} has no evidence to fit on. Find some: cmgr search")
     folder = ws.path("router")
     files = (folder / "router.json", folder / "router.npz")
     if not force and ws.is_current("route", inputs) and all(f.is_file() for f in files):
         return False
+    check_installed()
     if progress:
         progress("router", 0, 1)
-    cultures, seed = ws.recipe.cultures, ws.recipe.train.seed
-    router = fit(cultures, examples, evidence, ws.recipe.router, seed)
+    cultures = ws.recipe.cultures
+    rows = training_rows(cultures, examples, evidence, labels, ws.recipe.train.seed)
+    ids = [c.id for c in cultures]
+    router = fit_rows(rows, cultures, evidence).router(ids, ws.recipe.router)
     router.save(folder)
     ws.finish(
         "route",
         inputs,
-        texts=len(training_texts(cultures, examples, evidence, seed)),
+        texts=len(rows),
         vocabulary=len(router.ngrams),
+        countries={c.id: country_of(c) for c in cultures},
         held_out=held_out(router, cultures, examples),
     )
     if progress:

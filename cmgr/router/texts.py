@@ -1,54 +1,95 @@
-"""What the router is fitted on: the workspace's texts, carriers of names, prompts of no culture."""
+"""What the router is fitted on: cues in sentences, documents, languages, prompts of no culture."""
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations
-from pathlib import Path
+from typing import NamedTuple
 
 from cmgr.recipe import Culture
-from cmgr.records import Evidence, Example
-from cmgr.sources.passages import names_of
+from cmgr.records import Evidence, Example, Label
+from cmgr.router import card as cards
+from cmgr.router.cues import Cues, common_words, cues_of, neutral_prompts
+from cmgr.sources.passages import names_of, sentence_ends
 
-# Countries as negatives, where the recipe does not name them itself: "name/demonym"
-OTHERS = (
-    "Peru/Peruvian Norway/Norwegian Kenya/Kenyan Vietnam/Vietnamese Poland/Polish Chile/Chilean "
-    "Ghana/Ghanaian Austria/Austrian Nepal/Nepali Iceland/Icelandic Jordan/Jordanian "
-    "Finland/Finnish Taiwan/Taiwanese Mongolia/Mongolian Portugal/Portuguese Sweden/Swedish "
-    "Ukraine/Ukrainian Canada/Canadian Cambodia/Cambodian Ireland/Irish Iran/Iranian "
-    "Colombia/Colombian Denmark/Danish Egypt/Egyptian Thailand/Thai Greece/Greek Morocco/Moroccan "
-    "Australia/Australian Italy/Italian Malaysia/Malaysian Argentina/Argentinian "
-    "Switzerland/Swiss Russia/Russian Ethiopia/Ethiopian Spain/Spanish Turkey/Turkish "
-    "France/French China/Chinese Germany/German India/Indian Mexico/Mexican Brazil/Brazilian "
-    "Japan/Japanese Nigeria/Nigerian"
-)
+# What a cue stands in. Cultures and countries elsewhere share them, so that they weigh nothing.
 OF_PLACE = (
-    "{}",
     "How do people greet each other in {}?",
-    "As she walked through the streets of {}, she came to a shop and remembered what to do.",
     "At a restaurant in {}, he was about to pay the bill.",
     "What should I know before I visit {}?",
     "I am in {} and was invited to dinner. What should I bring?",
     "We move to {} next month. How do I address my boss?",
-    "What do people in {} eat for breakfast?",
     "Should I take off my shoes at a friend's house in {}?",
+    "What do people from {} eat for breakfast?",
+    "As she walked through the streets of {}, she remembered what to do.",
+    "What is the most popular sport team in {}?",
+    "we live near {} now",
+    "{}'s schools and offices",
 )
 OF_PEOPLE = (
-    "{}",
     "{} customs and manners",
     "What gift suits my {} host family?",
     "What is a typical {} wedding like?",
+    "My boss is {}. How do I address her?",
+    "a {} restaurant",
+    "He is {} and so are his parents.",
+    "What do {} people eat for breakfast?",
 )
-OF_TWO = ("What is the difference between {} and {}?", "Compare table manners in {} and {}.")
-UNNAMED = ("my town", "a small village", "this country", "another country", "our office", "a city")
+OF_THING = (
+    "What do people bring for {}?",
+    "Is {} a big day for families?",
+    "How much is that in {}?",
+    "We talked about {} over tea.",
+    "They said {} and smiled.",
+)
+OF_ANY = (*OF_PLACE, *OF_THING)
+OF_TWO = (
+    "What is the difference between {} and {}?",
+    "Compare table manners: {}, {}.",
+    "Compare table manners in {} and {}.",
+    "{} and {}",
+    "She comes from {}, he from {}.",
+    "half {}, half {}",
+    "a {}-{} couple",
+    "My wife is {}, I am {}.",
+    "{} or {}?",
+)
+WITH_QUESTION = ("{0} {1}", "In {1}: {0}", "{0} I am in {1}.", "{1}: {0}")
+# A thing's origin is only mentioned; where it happens decides.
+OBJECTS = (
+    *("novel", "car", "film", "song", "phone", "watch", "wine", "brand", "camera", "game"),
+    *("poem", "magazine", "newspaper", "radio", "bike", "coin", "stamp", "map", "sweater"),
+    *("chair", "lamp", "painting", "actor", "keyboard", "machine", "ship", "knife", "piano"),
+    *("company", "bank"),
+)
+OF_OBJECT = ("I have a {} {}.", "The {} {} is broken.", "How do I clean a {} {}?", "a {} {}")
+OBJECT_IN = (
+    "He drove a {} {} in {}.",
+    "We saw a {} {} in {}.",
+    "a {} {} on a train in {}",
+    "I read about a {} {} at a party in {}.",
+)
+UNNAMED = (
+    *("my town", "a small village", "this country", "another country", "my country", "our office"),
+    *("a city", "your country", "the world", "a foreign country", "my home", "the capital"),
+)
+UNNAMED_PEOPLE = ("kind", "old", "rich", "foreign", "strict", "young", "polite", "local")
+PASSAGE = 240  # characters of a document at a time
 
 
-def neutral_prompts() -> list[str]:
-    """The prompts of no culture that cmgr ships."""
-    text = (Path(__file__).parent / "neutral.txt").read_text(encoding="utf-8")
-    return [line for line in text.splitlines() if line.strip()]
+class Row(NamedTuple):
+    """A text to fit on, the cultures it is of, and what it was made from.
+
+    Rows of one `origin` (a name, a passage, an item) stay together when a part is held out;
+    `kind` is "cue", "document", "language", "neutral" or "labelled".
+    """
+
+    text: str
+    cultures: tuple[str, ...]
+    origin: str
+    kind: str
 
 
 def prompt_of(example: Example) -> str:
@@ -64,65 +105,252 @@ def cue(cultures: Sequence[Culture]) -> Callable[[str], bool]:
     return lambda text: pattern.search(text) is not None
 
 
-def training_texts(
+def misspelt(name: str, rng: random.Random) -> str:
+    """A name with one letter doubled, left out, or changed with its neighbour."""
+    at = rng.randrange(1, len(name) - 1)
+    how = rng.randrange(3)
+    if how == 0:
+        return name[:at] + name[at] + name[at:]
+    if how == 1:
+        return name[:at] + name[at + 1 :]
+    return name[:at] + name[at + 1] + name[at] + name[at + 2 :]
+
+
+def training_rows(
     cultures: Sequence[Culture],
     examples: Sequence[Example],
     evidence: Sequence[Evidence],
+    labels: Sequence[Label] = (),
     seed: int = 1,
-) -> list[tuple[str, list[str]]]:
-    """(text, its cultures) pairs; no culture for neutral ones.
+) -> list[Row]:
+    """What the router is fitted on; a text stands in it once.
 
     Held-out examples take no part, nor does evidence that only they rest on. A prompt that
     several cultures share names none of them, so it is neutral; a question without a name is too.
+    `labels` outweigh all else.
     """
-    rng = random.Random(seed)
     known = {c.id for c in cultures}
-    names_one = cue(cultures)
     kept = [e for e in examples if e.culture in known and e.review != "rejected"]
     fitted = {i for e in kept if e.split == "fit" for i in e.evidence_ids}
     held_ids = {i for e in kept if e.split != "fit" for i in e.evidence_ids} - fitted
     held = {prompt_of(e) for e in examples if e.split != "fit"}
     passages = [p for p in evidence if p.culture in known and p.id not in held_ids]
 
+    rng = random.Random(seed)
+    rows: list[Row] = []
+    questions = _documents(rows, cultures, kept, passages)
+    names_one = cue(cultures)
+    # "china cups" is neutral only where China is not asked about
+    calm = [text for text in (*neutral_prompts(), *questions) if not names_one(text)]
+    words = sorted(word for word in common_words(passages) if not names_one(word))
+    _neutral(rows, calm, words, rng)
+    mine, others = cues_of(cultures, passages)
+    _cues(rows, mine, others, calm, questions, rng)
+    _mixed(rows, mine, others, rng)
+    _languages(rows, cultures, mine, rng)
+    rows = [r for r in rows if r.text.strip() and r.text not in held]
+    for label in labels:
+        ids = tuple(i for i in label.cultures if i in known)
+        # once more among other words: an n-gram that stands in one row alone would not count
+        for text in (label.text, f"{rng.choice(calm)} {label.text}"):
+            rows.append(Row(text, ids, label.text, "labelled"))
+    return list({row.text: row for row in rows}.values())
+
+
+def _documents(
+    rows: list[Row],
+    cultures: Sequence[Culture],
+    examples: Sequence[Example],
+    passages: Sequence[Evidence],
+) -> list[str]:
+    """Rows of examples and passages; returns the questions among them that name no culture."""
+    names_one = cue(cultures)
     single: dict[str, set[str]] = {}  # text -> the cultures it stands under
-    rows: list[tuple[str, list[str]]] = [(text, []) for text in neutral_prompts()]
+    origin: dict[str, str] = {}
     questions: dict[str, None] = {}
-    for example in kept:
+    for example in examples:
         if example.split == "fit":
-            single.setdefault(prompt_of(example), set()).add(example.culture)
+            text = prompt_of(example)
+            single.setdefault(text, set()).add(example.culture)
+            origin[text] = next(iter(example.evidence_ids), example.id)
     for passage in passages:
-        single.setdefault(passage.text[:1000], set()).add(passage.culture)
+        for part in _parts(passage.text[:3000]):
+            single.setdefault(part, set()).add(passage.culture)
+            origin[part] = passage.id
         for heading in (passage.heading, *passage.also_asked[:1]):
             if names_one(heading):
                 single.setdefault(heading, set()).add(passage.culture)
-            else:
+                origin[heading] = passage.id
+            elif heading.strip():
                 questions[heading] = None
-    rows += [(q, []) for q in questions]
-    rows += [(t, list(c) if len(c) == 1 else []) for t, c in single.items() if t not in questions]
+    for text, ids in single.items():
+        if text not in questions:
+            labels = tuple(ids) if len(ids) == 1 else ()
+            rows.append(Row(text, labels, origin[text], "document"))
+    return list(questions)
 
-    asked = [q for q in questions if q.strip()]
-    calm = [*neutral_prompts(), *asked]
-    rows += [(" ".join(rng.sample(calm, 2 + n % 5)), []) for n in range(100)]
 
-    def carried(names: Iterable[str], people: Iterable[str], ids: list[str], more: int) -> None:
-        for carriers, fillers in ((OF_PLACE, names), (OF_PEOPLE, people)):
-            for filler in filter(str.strip, fillers):
-                rows.extend((carrier.format(filler), ids) for carrier in carriers)
-                for question in rng.sample(asked, min(more, len(asked))):
-                    form = rng.choice(("{0} {1}", "In {1}: {0}", "{0} I am in {1}.", "{1}: {0}"))
-                    rows.append((form.format(question, filler), ids))
-                for n in range(2 * more):  # a name within a long text must count too
-                    long = rng.sample(calm, 1 + n % 6)
-                    long.insert(rng.randrange(len(long) + 1), rng.choice(carriers).format(filler))
-                    rows.append((" ".join(long), ids))
+def _parts(text: str) -> list[str]:
+    """A text in pieces of whole sentences, about `PASSAGE` characters long."""
+    parts, start, last = [], 0, 0
+    for end in sentence_ends(text):
+        if end - start > PASSAGE and last > start:
+            parts.append(text[start:last].strip())
+            start = last
+        last = end
+    parts.append(text[start:].strip())
+    return parts
 
-    for culture in cultures:
-        carried((culture.name, *culture.places), (culture.demonym,), [culture.id], 12)
-    for one, two in list(combinations(cultures, 2))[:150]:
-        for carrier in OF_TWO:
-            pair = [one, two] if rng.random() < 0.5 else [two, one]
-            rows.append((carrier.format(pair[0].name, pair[1].name), [one.id, two.id]))
-    others = [p.split("/") for p in OTHERS.split() if not names_one(p.replace("/", " "))]
-    carried((name for name, _ in others), (people for _, people in others), [], 3)
-    carried(UNNAMED, (), [], 3)
-    return [(t, ids) for t, ids in dict(rows).items() if t.strip() and t not in held]
+
+def _neutral(
+    rows: list[Row], calm: Sequence[str], words: Sequence[str], rng: random.Random
+) -> None:
+    rows += [Row(text, (), text, "neutral") for text in calm]
+    for n in range(300):
+        text = " ".join(rng.sample(calm, 2 + n % 4))
+        rows.append(Row(text, (), f"calm {n}", "neutral"))
+    for _ in range(3):
+        mixed = rng.sample(words, len(words))
+        bags = (" ".join(mixed[i : i + 6]) for i in range(0, len(mixed), 6))
+        rows += [Row(bag, (), bag, "neutral") for bag in bags]
+    rows += [Row(c.format(n), (), n, "neutral") for n in UNNAMED for c in OF_PLACE]
+    rows += [Row(c.format(n), (), n, "neutral") for n in UNNAMED_PEOPLE for c in OF_PEOPLE]
+
+
+def _cues(
+    rows: list[Row],
+    mine: dict[str, Cues],
+    others: Sequence[Cues],
+    calm: Sequence[str],
+    questions: Sequence[str],
+    rng: random.Random,
+) -> None:
+    """Cues alone, in sentences, in long texts, and (the names) misspelt."""
+
+    def say(name: str, frames: Sequence[str], many: int, ids: tuple[str, ...]) -> None:
+        rows.append(Row(name, ids, name, "cue"))
+        texts = [f.format(name) for f in rng.sample(frames, min(many, len(frames)))]
+        if many > 2:
+            for n in range(4):  # a name within a long text must count too
+                long = rng.sample(calm, 1 + n)
+                long.insert(rng.randrange(len(long) + 1), rng.choice(frames).format(name))
+                texts.append(" ".join(long))
+            if questions:
+                asked = rng.sample(questions, min(6, len(questions)))
+                texts += [rng.choice(WITH_QUESTION).format(q, name) for q in asked]
+            if len(name) > 4:
+                wrong = (misspelt(name, rng) for _ in range(5))
+                texts += [rng.choice(frames).format(w) for w in wrong]
+        rows.extend(Row(text, ids, name, "cue") for text in texts)
+
+    words = {w for c in mine.values() for n in (*c.names, *c.people) for w in n.split()}
+    for culture, cues in mine.items():
+        for name in cues.names:
+            say(name, OF_PLACE, 8, (culture,))
+        for name in cues.people:
+            say(name, OF_PEOPLE, 8, (culture,))
+        for name in cues.places:
+            say(name, OF_PLACE, 1, (culture,))
+        for name in cues.things:
+            say(name, OF_THING, 1, (culture,))
+        for name in cues.nouns:
+            rows.append(Row(name, (culture,), name, "noun"))
+            rows += [Row(f.format(name), (culture,), name, "noun") for f in rng.sample(OF_ANY, 2)]
+    for cues in others:
+        for name in cues.names:
+            # North Korea must weigh as much as South Korea
+            say(name, OF_PLACE, 8 if words & set(name.split()) else 1, ())
+        for name in cues.places:
+            say(name, OF_PLACE, 0, ())
+        for name in cues.people:
+            say(name, OF_PEOPLE, 8 if words & set(name.split()) else 1, ())
+        for name in cues.things:
+            say(name, OF_THING, 0, ())
+
+
+def _mixed(
+    rows: list[Row], mine: dict[str, Cues], others: Sequence[Cues], rng: random.Random
+) -> None:
+    """Two cultures at once, one and a country elsewhere, and things only mentioned."""
+    strong = {i: [*c.names, *c.people] for i, c in mine.items()}
+    every = {i: c.all() for i, c in mine.items()}
+    away = [n for c in others for n in (*c.names, *c.people)]
+    pairs = list(combinations(mine, 2))
+    for pair in pairs:
+        for _ in range(max(2, 2400 // len(pairs))):
+            one, two = rng.sample(pair, 2)
+            source = strong if rng.random() < 0.6 else every
+            first, second = rng.choice(source[one]), rng.choice(source[two])
+            text = rng.choice(OF_TWO).format(first, second)
+            rows.append(Row(text, (one, two), first, "pair"))
+    for culture in mine:
+        for _ in range(40):
+            names = [rng.choice(every[culture])]
+            names.insert(rng.randrange(2), rng.choice(away))
+            rows.append(Row(rng.choice(OF_TWO).format(*names), (culture,), " ".join(names), "cue"))
+    origins = {i: c.people or c.names for i, c in mine.items()}
+    for culture, people in origins.items():
+        for n, thing in enumerate(2 * OBJECTS):
+            who = people[0] if n < len(OBJECTS) else rng.choice(people)
+            text = OF_OBJECT[n % len(OF_OBJECT)].format(who, thing)
+            rows.append(Row(text, (), f"{who} {thing}", "cue"))
+            other = rng.choice([*(i for i in mine if i != culture), ""])
+            place = rng.choice(mine[other].names + mine[other].places if other else away)
+            text = rng.choice(OBJECT_IN).format(who, thing, place)
+            ids = (other,) if other else ()
+            rows.append(Row(text, ids, f"{who} {thing}", "cue"))
+
+
+def _languages(
+    rows: list[Row], cultures: Sequence[Culture], mine: dict[str, Cues], rng: random.Random
+) -> None:
+    """Phrases of each culture's languages, alone and with names; of other languages: no culture.
+
+    A language of two cultures of the recipe names both, until a country is named in it.
+    """
+    codes = {c.id: cards.country_of(c) for c in cultures}
+    speak: dict[str, list[str]] = {}
+    for culture, code in codes.items():
+        for language in cards.languages_of(code) if code else []:
+            if cards.phrases(language):
+                speak.setdefault(language, []).append(culture)
+
+    english = common_words()
+
+    def some(language: str, n: int) -> str:
+        found = [p for p in cards.phrases(language) if p.casefold() not in english]
+        return " ".join(rng.sample(found, min(n, len(found))))
+
+    def add(text: str, ids: Sequence[str], origin: str) -> None:
+        rows.append(Row(text, tuple(ids), origin, "language"))
+
+    def small_words(language: str, passes: int, size: int, ids: Sequence[str]) -> None:
+        words = [w for w in cards.function_words(language) if w not in english]
+        for n in range(passes):
+            mixed = rng.sample(words, len(words))
+            for i in range(0, len(mixed), size):
+                add(" ".join(mixed[i : i + size]), ids, f"{language} words {n} {i}")
+
+    elsewhere = [c for c in cards.all_countries() if c not in codes.values()]
+    for language, ids in speak.items():
+        small_words(language, 4, 3, ids)
+        for n in range(150):
+            add(some(language, 1 + n % 10), ids, f"{language} {n}")
+        for culture in ids:
+            names = cards.names_in(codes[culture] or "", [language])
+            places = [p for p in mine[culture].places if not p.isascii()] or mine[culture].places
+            for n in range(60 if len(ids) == 1 else 200):
+                for name in (*names, *rng.sample(places, min(1, len(places)))):
+                    text = f"{some(language, 1 + n % 12)} {name} {some(language, n % 4)}"
+                    add(text, [culture], f"{language} {culture} {n}")
+        for code in elsewhere:
+            for name in cards.names_in(code, [language])[:1]:
+                for n in range(120 if language in cards.spoken_in(code) else rng.random() < 0.25):
+                    text = f"{some(language, 1 + n % 5)} {name} {some(language, n % 4)}"
+                    add(text, (), f"{language} {code}")
+    spoken = {language.split("_")[0] for language in speak}
+    for language in cards.all_languages():
+        if language.split("_")[0] not in spoken and language != "en":
+            small_words(language, 1, 8, ())
+            for n in range(6):
+                add(some(language, 3 + n), (), f"{language} {n}")

@@ -123,8 +123,43 @@ def test_eval(folder: Path, tmp_path: Path) -> None:
     assert found["macro_f1"] == pytest.approx((1 + 1 + 0 + 2 / 3) / 4)
     assert found["confusion"]["us"] == {"(none)": 1}
     assert 0.0 < found["ece"] < 0.5
+    low, high = found["intervals"]["accuracy"]
+    assert low < 0.75 < high and found["keyword_rule"] == 0.25
     shown = call(folder, "--eval", str(path)).stdout
-    assert "accuracy         0.750" in shown and "confusion" in shown
+    for part in ("accuracy", "0.750 [0.30, 0.95]", "keyword rule", "Confusion", "██", "macro f1"):
+        assert part in shown
+
+
+def test_several_cultures_are_scored_and_taught(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "both.jsonl"
+    both = {"text": "Compare table manners in Japan and Brazil.", "cultures": ["japan", "brazil"]}
+    path.write_text(json.dumps(both))
+    assert lines(call(folder, "--json", "--eval", str(path)))[0]["all_found"] == 1
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    text = "When is the garden fair of our valley?"
+    assert lines(call(copy, "--json", text))[0]["abstained"]
+    path.write_text(json.dumps({"text": text, "culture": "brazil"}))
+    taught = call(copy, "--learn", str(path))
+    assert taught.exit_code == 0 and taught.stdout == "" and "1 labels added" in taught.stderr
+    assert lines(call(copy, "--json", text))[0]["culture"] == "brazil"
+    assert "up to date" in call(copy, "--fit").stderr
+    path.write_text(json.dumps({"text": text, "culture": "peru"}))
+    assert isinstance(call(copy, "--learn", str(path)).exception, UsageError)
+    assert len((copy / "labels.jsonl").read_text().splitlines()) == 1
+
+
+def test_top_shows_the_most_probable(folder: Path) -> None:
+    found = lines(call(folder, "--json", "--top", "1", "Compare Japan and Brazil"))[0]
+    assert len(found["probabilities"]) == len(found["cultures"]) == 1
+    shown = call(folder, "--top", "2", "In Osaka?").stdout.splitlines()
+    assert len(shown) == 3 and shown[1].split() == ["japan", shown[0].split()[1]]
+
+
+def test_explain_says_where_there_is_no_cue(folder: Path) -> None:
+    assert "nothing in it is a cue" in call(folder, "--explain", "sort this").stdout
+    shown = call(folder, "--explain", "大阪で").stdout
+    assert "cjk script" in shown and "\0" not in shown
 
 
 @pytest.mark.parametrize(
