@@ -223,7 +223,7 @@ def card_of(country: str, cities: int = CITIES) -> Card:
             if name:
                 card.people.append(name)
     regions = (part for p in facts["provinces"] for part in re.split(r"[()\[\],/]", p))
-    card.regions = [r.strip() for r in regions if len(r.strip()) > 2]
+    card.regions = [r.strip() for r in regions if len(r.strip()) > 2] + _subdivisions(country)
     people = facts["population"] or 1
     own = [c for c in card.languages if _speakers()[c][country][0] > 0.1 * people]
     for place, city in enumerate(_cities().get(country, [])[:cities]):
@@ -270,6 +270,13 @@ def _local(names: list[str], languages: list[str]) -> list[str]:
     scripts = {script(c) for language in languages for p in phrases(language)[:50] for c in p}
     wanted = scripts - {"LATIN", ""}
     return [n for n in names if {script(c) for c in n} & wanted][:3]
+
+
+def _subdivisions(country: str) -> list[str]:
+    import holidays
+
+    known = getattr(holidays, country, None)
+    return list(getattr(known, "subdivisions_aliases", {}))
 
 
 def _holidays(country: str) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import combinations
 from typing import NamedTuple
 
@@ -317,8 +318,12 @@ def _languages(
 
     english = common_words()
 
+    @cache
+    def phrases(language: str) -> list[str]:
+        return [p for p in cards.phrases(language) if p.casefold() not in english]
+
     def some(language: str, n: int) -> str:
-        found = [p for p in cards.phrases(language) if p.casefold() not in english]
+        found = phrases(language)
         return " ".join(rng.sample(found, min(n, len(found))))
 
     def add(text: str, ids: Sequence[str], origin: str) -> None:

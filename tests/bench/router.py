@@ -1,6 +1,8 @@
 """The router on text it never saw, beside a rule that looks for country names and demonyms.
 
     python tests/bench/router.py --data FOLDER
+    python tests/bench/router.py --data FOLDER --without card      # or documents
+    python tests/bench/router.py --data FOLDER --softmax           # instead of one-vs-rest
 
 FOLDER holds `factbook.jsonl` ({"country", "section", "text"}: the documents of a ten-culture
 workspace, which is made in a temporary folder and is all that the router is fitted on),
@@ -10,11 +12,15 @@ cultures and of no culture stand below; none of their wordings is one that the r
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
+import tempfile
+import time
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 CULTURES = {
     "united-states": ("United States", "American", ["US"]),
@@ -281,7 +287,6 @@ def data_rows(folder: Path) -> Iterator[tuple[str, str, set[str]]]:
             yield "named, BLEnD", row["question"], {culture}
             if culture not in {"united-states", "united-kingdom"}:
                 yield "local language, BLEnD", row["question_local"], {culture}
-            name = CULTURES[culture][0] if culture not in ids.values() else row["country"]
             name = row["country"].replace("_", " ")
             masked = re.sub(rf"(the )?{name}('s)?", "my country", row["question"])
             if masked != row["question"]:
@@ -307,5 +312,165 @@ def data_rows(folder: Path) -> Iterator[tuple[str, str, set[str]]]:
         yield "neutral", text, set()
 
 
-def rows(folder: Path) -> list[tuple[str, str, set[str]]]:
-    return [*data_rows(folder), *cue_rows(), *pair_rows()]
+GOALS = {  # goal -> (least share, kinds of prompts)
+    "the country is named": (0.99, ("named",)),
+    "only a region or a city": (0.85, ("city", "region", "region, BLEnD")),
+    "in a local language": (0.97, ("local language",)),
+    "neutral: abstains": (0.95, ("neutral",)),
+    "a country outside the recipe: abstains": (0.90, ("outside",)),
+    "two cultures: both found": (0.90, ("two cultures",)),
+}
+NOT_CITIES = ("city, outside", "region, outside")
+
+
+def workspace(data: Path, folder: Path, documents: bool) -> Any:
+    """A workspace of the ten cultures, whose evidence is their factbook passages."""
+    import yaml
+
+    from cmgr.records import Evidence, make_id
+    from cmgr.workspace import Workspace
+
+    recipe = {
+        "name": "ten",
+        "cultures": [
+            {"id": i, "name": name, "demonym": people, "places": places}
+            for i, (name, people, places) in CULTURES.items()
+        ],
+        "tasks": [
+            {"id": "qa", "name": "QA", "queries": ["x"], "wordings": [{"text": "{question}"}]}
+        ],
+        "sources": [{"kind": "documents", "path": "docs"}],
+        "search": {"topics": ["all"]},
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    ids = {name: i for i, (name, _, _) in CULTURES.items()}
+    found = []
+    for line in (data / "factbook.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        if documents and row["country"] in ids:
+            key = make_id(row)
+            found.append(
+                Evidence(
+                    **{"id": key, "culture": ids[row["country"]], "query_id": "all", "url": key},
+                    **{"source": "documents", "title": "", "text": row["text"], "score": 1},
+                    **{"heading": row["section"], "retrieved_at": "2026-01-01", "sha256": key},
+                )
+            )
+    ws = Workspace(folder)
+    ws.append("evidence", found)
+    parts = {i: {"ids": [e.id for e in found if e.culture == i]} for i in CULTURES}
+    ws.finish("search", "by hand", cultures=parts)
+    return ws
+
+
+def softmax(ws: Any) -> Any:
+    """The same features under one multinomial model, none being a class: text -> cultures."""
+    import numpy as np
+    from sklearn.linear_model import LogisticRegression
+
+    from cmgr.router import fitting
+    from cmgr.search import current_evidence
+
+    evidence = current_evidence(ws)
+    made = fitting.training_rows(ws.recipe.cultures, [], evidence)
+    features = fitting.fit_rows(made, ws.recipe.cultures, evidence).features
+    single = [r for r in made if len(r.cultures) < 2]
+    labels = [r.cultures[0] if r.cultures else "" for r in single]
+    weights = np.array([fitting.WEIGHTS[r.kind] for r in single])
+    model = LogisticRegression(C=fitting.C, max_iter=2000)
+    model.fit(features.transform([r.text for r in single]), labels, sample_weight=weights)
+
+    def decide(text: str) -> tuple[set[str], float]:
+        found = model.predict_proba(features.transform([text]))[0]
+        shares = dict(zip(model.classes_, found, strict=True))
+        best = max(shares, key=shares.__getitem__)
+        return {c for c in shares if c and shares[c] > 0.2} or {best} - {""}, shares[best]
+
+    return decide
+
+
+def main() -> None:
+    import numpy as np
+
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--without", choices=("card", "documents"))
+    parser.add_argument("--softmax", action="store_true")
+    options = parser.parse_args()
+    from cmgr.router import Router, card
+    from cmgr.router.fitting import build
+    from cmgr.router.scoring import wilson
+
+    rows = [*data_rows(options.data), *cue_rows(), *pair_rows()]
+    with tempfile.TemporaryDirectory() as scratch:
+        ws = workspace(options.data, Path(scratch), options.without != "documents")
+        if options.without == "card":
+            card.country_of = lambda culture: None
+        began = time.perf_counter()
+        if options.without == "documents":
+            fit_bare(ws)
+        else:
+            build(ws, force=True)
+        fitted = time.perf_counter() - began
+        router = Router.load(ws.path("router"))
+        size = ws.path("router", "router.npz").stat().st_size / 1e6
+        many = softmax(ws) if options.softmax else None
+        names = {
+            i: re.compile(rf"\b(?:{'|'.join(map(re.escape, (name, people, *more)))})\b")
+            for i, (name, people, more) in CULTURES.items()
+        }
+        found: dict[str, list[tuple[bool, bool, float, bool]]] = {}
+        for kind, text, truth in rows:
+            if many:
+                said, sure = many(text)
+                best = next(iter(said)) if len(said) == 1 else None
+            else:
+                decision = router.decide(text)
+                said, best = set(decision.cultures), decision.culture
+                sure = 1 - decision.probability if decision.abstained else decision.probability
+            right = (best in truth or bool(said & truth)) if truth else not said
+            exact = said >= truth if len(truth) > 1 else right
+            rule = {i for i, pattern in names.items() if pattern.search(text)}
+            found.setdefault(kind, []).append((right, exact, sure, rule == truth))
+        print(f"fitted in {fitted:.1f} s, {size:.1f} MB")
+        print(f"{'prompts':42} {'n':>5} {'router':>8} {'95%':>14} {'keyword rule':>13}")
+
+        def line(name: str, part: list[tuple[bool, bool, float, bool]], goal: str = "") -> None:
+            share = sum(p[1] for p in part)
+            low, high = wilson(share, len(part))
+            keywords = sum(p[3] for p in part) / len(part)
+            print(
+                f"{name:42} {len(part):5} {share / len(part):8.3f}   [{low:.3f}, {high:.3f}]"
+                f" {keywords:10.3f}  {goal}"
+            )
+
+        judged = []
+        for name, (goal, kinds) in GOALS.items():
+            part = [
+                p
+                for kind, some in found.items()
+                if kind.startswith(kinds) and not (kinds[0] == "city" and kind in NOT_CITIES)
+                for p in some
+            ]
+            if name.startswith("a country outside"):
+                part += [p for k, some in found.items() if k.endswith(", outside") for p in some]
+            judged += part
+            line(name, part, f"goal {goal}")
+        sure = np.array([p[2] for p in judged])
+        right = np.array([p[0] for p in judged])
+        bins = np.minimum((sure * 10).astype(int), 9)
+        ece = np.abs(np.bincount(bins, weights=right - sure, minlength=10)).sum() / len(sure)
+        print(f"ECE over these: {ece:.3f} (goal 0.03)\n")
+        for kind in sorted(found):
+            line(kind, found[kind])
+
+
+def fit_bare(ws: Any) -> None:
+    """A router on the cards alone."""
+    from cmgr.router.fitting import fit
+
+    fit(ws.recipe.cultures, [], [], settings=ws.recipe.router).save(ws.path("router"))
+
+
+if __name__ == "__main__":
+    main()
