@@ -218,8 +218,8 @@ def _models(features: Any, words: int, targets: NDArray[np.bool_], weights: Floa
     by_word = features[:, :words].tocsc()
 
     def one(target: NDArray[np.bool_]) -> Any:
-        own = np.unique(by_word[target].indices)
-        near = target | (by_word[:, own].getnnz(axis=1) > 0)
+        own = np.unique(features[target].indices)
+        near = target | (by_word[:, own[own < words]].getnnz(axis=1) > 0)
         rest = np.flatnonzero(~near)
         some = np.sort(np.random.default_rng(0).permutation(rest)[: REST // len(targets)])
         rows = np.concatenate([np.flatnonzero(near), some])
