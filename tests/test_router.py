@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmgr import router as rooms
-from cmgr.errors import CmgrError, MissingError
+from cmgr.errors import CmgrError, MissingError, UsageError
 from cmgr.recipe import Culture
 from cmgr.recipe import Router as Settings
 from cmgr.records import Evidence, Example, Label, Message, make_id
@@ -340,6 +340,8 @@ def test_a_culture_finds_its_country(name: str, code: str) -> None:
 def test_a_culture_of_no_country_may_say_its_own() -> None:
     assert card.country_of(Culture(id="x", name="Catalonia")) is None
     assert card.country_of(Culture(id="x", name="Catalonia", country="ES")) == "ES"
+    with pytest.raises(UsageError, match="XX"):
+        card.country_of(Culture(id="x", name="Catalonia", country="XX"))
     router = fit([Culture(id="x", name="Ruritania", demonym="Ruritanian")], [], EVIDENCE)
     assert router.decide("What do Ruritanian people eat?").culture == "x"
 

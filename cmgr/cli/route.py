@@ -104,6 +104,7 @@ def command(
 def _fit(ws: Workspace, force: bool, learn: Path | None) -> None:
     from cmgr.records import Label, make_id
     from cmgr.router.fitting import build
+    from cmgr.workspace import read_json
 
     rows = _labelled(learn) if learn else []
     _check(rows, [c.id for c in ws.recipe.cultures], learn)
@@ -117,6 +118,13 @@ def _fit(ws: Workspace, force: bool, learn: Path | None) -> None:
             console.say(f"{ws.path('labels.jsonl')}: {len(kept)} labels added")
         made = build(ws, force, progress)
     console.say(f"{ws.path('router')}: {'fitted' if made else 'up to date'}")
+    facts = read_json(ws.manifest_path("route")) or {}
+    for culture, country in facts.get("countries", {}).items():
+        if country is None:
+            console.say(
+                f"{culture}: no country is called so; its places and languages are not known. "
+                "Name it in the recipe: country: JP"
+            )
 
 
 def _lines(texts: list[str] | None, file: Path | None) -> Iterator[bytes]:

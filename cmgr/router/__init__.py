@@ -47,7 +47,7 @@ def fold(text: str) -> str:
 
 
 def word_ngrams(text: str) -> list[str]:
-    """The word 1-2-grams of a folded text, and the script of each letter.
+    """The word 1-2-grams of a folded text, and the scripts of its letters.
 
     Words are scikit-learn's; where none are set apart, a sign is one. The script of Latin letters
     says nothing.
@@ -55,15 +55,20 @@ def word_ngrams(text: str) -> list[str]:
     if text.isascii():
         tokens: list[str] = _TOKEN.findall(text)
         return tokens + [f"{a} {b}" for a, b in pairwise(tokens)]
-    tokens, found = [], []
+    tokens = []
+    every: set[str] = set()
     for token in _TOKEN.findall(text):
-        scripts = [script(letter) for letter in token]
-        found += [f"\x00{name}" for name in scripts if name not in {"", "LATIN"}]
+        scripts = {script(letter) for letter in token}
+        every |= scripts
         if UNSPACED.isdisjoint(scripts):
             tokens.append(token)
         else:
             tokens += token
-    return tokens + [f"{a} {b}" for a, b in pairwise(tokens)] + found
+    return (
+        tokens
+        + [f"{a} {b}" for a, b in pairwise(tokens)]
+        + [f"\x00{name}" for name in sorted(every - {"", "LATIN"})]
+    )
 
 
 def char_ngrams(text: str, plain: Collection[str] = ()) -> list[str]:

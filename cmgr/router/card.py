@@ -16,7 +16,7 @@ from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
-from cmgr.errors import MissingError
+from cmgr.errors import MissingError, UsageError
 from cmgr.recipe import Culture
 from cmgr.router import script
 
@@ -53,10 +53,19 @@ def check_installed() -> None:
 
 
 def country_of(culture: Culture) -> str | None:
-    """The ISO 3166-1 code of a culture: its own key, or by its name or id; None if none fits."""
+    """The ISO 3166-1 code of a culture: its own key, or by its name or id; None if none fits.
+
+    Raises UsageError where `country` is no such code.
+    """
+    if culture.country:
+        if culture.country in _countries():
+            return culture.country
+        raise UsageError(
+            f"culture {culture.id}: country {culture.country!r} is no ISO 3166-1 code, such as JP"
+        )
     known = _names()
-    for name in (culture.country, culture.name, culture.id.replace("-", " ")):
-        if name and name.casefold() in known:
+    for name in (culture.name, culture.id.replace("-", " ")):
+        if name.casefold() in known:
             return known[name.casefold()]
     return None
 

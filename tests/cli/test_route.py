@@ -149,6 +149,17 @@ def test_several_cultures_are_scored_and_taught(folder: Path, tmp_path: Path) ->
     assert len((copy / "labels.jsonl").read_text().splitlines()) == 1
 
 
+def test_a_culture_of_no_country_is_said(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    recipe = copy / "recipe.yaml"
+    recipe.write_text(
+        recipe.read_text().replace("name: US", "name: Ruritania").replace("id: us", "id: r")
+    )
+    result = call(copy, "--fit")
+    assert result.exit_code == 0 and "r: no country is called so" in result.stderr
+
+
 def test_top_shows_the_most_probable(folder: Path) -> None:
     found = lines(call(folder, "--json", "--top", "1", "Compare Japan and Brazil"))[0]
     assert len(found["probabilities"]) == len(found["cultures"]) == 1
