@@ -299,7 +299,5 @@ def _picture(confusion: dict[str, dict[str, int]]) -> None:
         total = sum(row.values())
         counts = [row.get(s, 0) for s in said]
         shades = [SHADES[-(-4 * n // total)] for n in counts]
-        cells.append(
-            [truth, *(f"{2 * a}{row.get(s, 0):>5}" for a, s in zip(shades, said, strict=True))]
-        )
+        cells.append([truth, *(f"{2 * a}{n:>5}" for a, n in zip(shades, counts, strict=True))])
     console.table("Confusion: rows are the truth, columns what the router said", ["", *said], cells)

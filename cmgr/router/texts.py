@@ -84,7 +84,8 @@ class Row(NamedTuple):
     """A text to fit on, the cultures it is of, and what it was made from.
 
     Rows of one `origin` (a name, a passage, an item) stay together when a part is held out;
-    `kind` is "cue", "document", "language", "neutral" or "labelled".
+    `kind` is "cue", "noun" (a name that documents alone have), "pair" (of two cultures),
+    "document", "language", "neutral" or "labelled".
     """
 
     text: str
@@ -139,8 +140,8 @@ def training_rows(
 
     rng = random.Random(seed)
     rows: list[Row] = []
-    questions = _documents(rows, cultures, kept, passages)
     names_one = cue(cultures)
+    questions = _documents(rows, names_one, kept, passages)
     # "china cups" is neutral only where China is not asked about
     calm = [text for text in (*neutral_prompts(), *questions) if not names_one(text)]
     words = sorted(word for word in common_words(passages) if not names_one(word))
@@ -160,12 +161,11 @@ def training_rows(
 
 def _documents(
     rows: list[Row],
-    cultures: Sequence[Culture],
+    names_one: Callable[[str], bool],
     examples: Sequence[Example],
     passages: Sequence[Evidence],
 ) -> list[str]:
     """Rows of examples and passages; returns the questions among them that name no culture."""
-    names_one = cue(cultures)
     single: dict[str, set[str]] = {}  # text -> the cultures it stands under
     origin: dict[str, str] = {}
     questions: dict[str, None] = {}

@@ -399,7 +399,7 @@ def main() -> None:
     options = parser.parse_args()
     from cmgr.router import Router, card
     from cmgr.router.fitting import build
-    from cmgr.router.scoring import wilson
+    from cmgr.router.scoring import ece, wilson
 
     rows = [*data_rows(options.data), *cue_rows(), *pair_rows()]
     with tempfile.TemporaryDirectory() as scratch:
@@ -458,9 +458,7 @@ def main() -> None:
             line(name, part, f"goal {goal}")
         sure = np.array([p[2] for p in judged])
         right = np.array([p[0] for p in judged])
-        bins = np.minimum((sure * 10).astype(int), 9)
-        ece = np.abs(np.bincount(bins, weights=right - sure, minlength=10)).sum() / len(sure)
-        print(f"ECE over these: {ece:.3f} (goal 0.03)\n")
+        print(f"ECE over these: {ece(sure, right):.3f} (goal 0.03)\n")
         for kind in sorted(found):
             line(kind, found[kind])
 
