@@ -75,26 +75,98 @@ class Task(_Part):
     _id = field_validator("id")(_checked_id)
 
 
-class Source(_Part):
-    """Where evidence comes from: a folder of documents, one subfolder per culture or none."""
+# where evidence can come from: a file of cmgr/sources/, and the key that it cannot do without
+SOURCES = {
+    "documents": "path",
+    "searxng": "url",
+    "kiwix": "url",
+    "wikipedia": None,
+    "brave": None,
+    "tavily": None,
+    "serper": None,
+    "duckduckgo": None,
+}
 
-    kind: Literal["documents"]
-    path: str
+
+class Source(_Part):
+    """Where evidence comes from: a folder, an engine, an encyclopaedia.
+
+    `url` is the address of a server of one's own, or of an API other than the usual; `books` are
+    those of a kiwix-serve, `engines` those of a SearXNG; `delay` is in seconds between requests.
+    """
+
+    kind: str
+    path: str | None = None
+    url: str | None = None
+    books: list[str] = []
+    engines: list[str] = []
+    delay: float | None = Field(default=None, ge=0)
     license: str | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.kind not in SOURCES:
+            raise ValueError(f"no source {self.kind!r}: there are {', '.join(SOURCES)}")
+        needed = SOURCES[self.kind]
+        if needed and not getattr(self, needed):
+            raise ValueError(f"a source of kind {self.kind} needs `{needed}`")
+        if self.path is not None and self.kind != "documents":
+            raise ValueError("`path` belongs to a source of kind documents")
+        if self.url is not None and not re.match(r"https?://[^/\s]", self.url):
+            raise ValueError("`url` begins with http:// or https:// and a host")
+        return self
 
 
 class Search(_Part):
-    """How much is asked and kept."""
+    """How much is asked and kept.
 
-    topics: list[str] = Field(min_length=1)
+    No `topics`: those of everyday culture that cmgr knows. `writer` says who words the queries
+    (none: only what queries.jsonl holds), `order` whether every source is asked, or the next one
+    only where those before found fewer than `pages`. `per_query` passages of a source are kept.
+    """
+
+    topics: list[str] = []
     queries: list[str] = ["{topic} in {culture}", "{topic} customs, norms and manners"]
+    writer: Literal["templates", "generator", "none"] = "templates"
+    per_topic: int = Field(default=1, ge=1, le=10)
+    languages: Literal["english", "local", "both"] = "both"
+    order: Literal["together", "first"] = "together"
+    pages: int = Field(default=5, ge=1, le=50)
     per_query: int = Field(default=8, ge=1, le=100)
+    per_page: int = Field(default=3, ge=1)
+    exclude: list[str] = []
+    instructions: Literal["drop", "mark"] = "drop"
+
+
+class Web(_Part):
+    """How pages are fetched.
+
+    Seconds between two requests to a host, for a whole page, and before a first retry; `allow`
+    names hosts on private networks (`host` or `host:port`) that may be fetched from.
+    """
+
+    contact: str = Field(default="", max_length=200, pattern=r"^[\x20-\x7e]*$")
+    delay: float = Field(default=1.0, ge=0)
+    workers: int = Field(default=32, ge=1, le=256)
+    per_host: int = Field(default=2, ge=1)
+    timeout: float = Field(default=20, gt=0)
+    retries: int = Field(default=2, ge=0, le=10)
+    backoff: float = Field(default=2.0, ge=0)
+    patience: float = Field(default=120, ge=0)
+    max_mb: float = Field(default=8, gt=0)
+    allow: list[str] = []
 
 
 class Generator(_Part):
-    """Who writes the examples."""
+    """Who writes: nobody (cut from the evidence), an OpenAI-compatible endpoint, a local GGUF.
 
-    kind: Literal["extractive"] = "extractive"
+    `key_env` names the environment variable that holds the key; no `base_url` is OpenAI's own.
+    """
+
+    kind: Literal["extractive", "openai_compatible", "llama"] = "extractive"
+    model: str = "gpt-4o"
+    base_url: str | None = None
+    key_env: str = "OPENAI_API_KEY"
     unseen_facts: float = Field(default=0.2, ge=0, lt=1)
 
 
@@ -177,7 +249,8 @@ class Recipe(_Part):
     tasks: list[Task] = Field(min_length=1)
     base: Base = Base()
     sources: list[Source] = Field(min_length=1)
-    search: Search
+    search: Search = Search()
+    web: Web = Web()
     generator: Generator = Generator()
     adapter: Adapter = Adapter()
     train: Train = Train()

@@ -6,9 +6,9 @@ import hashlib
 import json
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Stage = Literal["broad", "task"]
 # fit: trained on; wording: another wording of a trained fact; fact: a fact never trained
@@ -38,14 +38,21 @@ def json_lines(records: Iterable[Record]) -> str:
 
 
 class Query(Record):
-    """One search for a culture."""
+    """One search for a culture; `id` and `kind` follow from the rest, also in an edited line."""
 
-    id: str
+    id: str = ""
     culture: str
-    kind: Literal["task-specific", "task-agnostic"]
+    kind: Literal["task-specific", "task-agnostic"] = "task-agnostic"
     task: str | None = None
+    topic: str = ""
     language: str = "en"
-    text: str
+    text: str = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _derived(self) -> Self:
+        self.id = make_id("query", self.culture, self.task, self.text)
+        self.kind = "task-specific" if self.task else "task-agnostic"
+        return self
 
 
 class Evidence(Record):
@@ -53,6 +60,8 @@ class Evidence(Record):
 
     `heading` is the question or section title that stands over the passage, `also_asked` its other
     wordings (both empty where the source has none); `topic` groups passages of one subject.
+    `shared_with` names other cultures that the same passage was found for, `revision` that of a
+    wiki's page; `flags` may hold `instructions`: the text addresses a language model.
     """
 
     id: str
@@ -70,6 +79,9 @@ class Evidence(Record):
     topic: str = ""
     heading: str = ""
     also_asked: list[str] = []
+    shared_with: list[str] = []
+    revision: str = ""
+    flags: list[str] = []
 
 
 class Message(BaseModel):

@@ -117,17 +117,18 @@ class Workspace:
             return cls(folder), False
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UsageError(f"{folder} exists and is not a workspace. Choose another folder.")
-        for entry in wanted.sources:
-            if not (source.parent / entry.path).is_dir():
+        folders = [entry.path for entry in wanted.sources if entry.path is not None]
+        for path in folders:
+            if not (source.parent / path).is_dir():
                 raise MissingError(
-                    f"{source}: sources: the document folder {entry.path} does not exist "
+                    f"{source}: sources: the document folder {path} does not exist "
                     f"(looked in {source.parent})"
                 )
         part = folder.with_name(f".{folder.name}.part")
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-        for entry in wanted.sources:
-            inside = Path(entry.path)
+        for path in folders:
+            inside = Path(path)
             if not inside.is_absolute() and ".." not in inside.parts:
                 shutil.copytree(source.parent / inside, part / inside)
         shutil.copyfile(source, part / "recipe.yaml")

@@ -7,9 +7,12 @@ import pytest
 
 from cmgr import recipe as recipes
 from cmgr.errors import MissingError
-from cmgr.recipe import Culture
-from cmgr.sources.documents import Documents
-from cmgr.sources.passages import first_sentence, mentions, names_of
+from cmgr.recipe import Culture, Source, Web
+from cmgr.records import Query
+from cmgr.sources import Place
+from cmgr.sources import web as net
+from cmgr.sources.documents import Searcher
+from cmgr.sources.passages import Passage, first_sentence, mentions, names_of
 
 JAPAN = Culture(id="japan", name="Japan", demonym="Japanese", places=["Osaka"])
 BRAZIL = Culture(id="brazil", name="Brazil", demonym="Brazilian", places=["Salvador"])
@@ -31,9 +34,33 @@ Again.
 """
 
 
+class Documents:
+    """A folder as one culture sees it."""
+
+    def __init__(
+        self, folder: Path, culture: Culture = JAPAN, said: list[str] | None = None
+    ) -> None:
+        say = (said if said is not None else []).append
+        cache = folder.parent / "cache"
+        place = Place([JAPAN, BRAZIL], folder.parent, cache, net.Web(Web(), cache), say)
+        self.searcher = Searcher(Source(kind="documents", path=folder.name), place)
+        self.culture = culture.id
+
+    @property
+    def passages(self) -> list[Passage]:
+        return self.searcher.passages(self.culture)
+
+    @property
+    def fingerprint(self) -> str:
+        return self.searcher.fingerprint(self.culture)
+
+    def search(self, text: str, limit: int) -> list[Passage]:
+        found = self.searcher.search(Query(culture=self.culture, text=text or " "), limit)
+        return [r.passage for r in found if r.passage]
+
+
 def documents(folder: Path, culture: Culture = JAPAN, said: list[str] | None = None) -> Documents:
-    said = [] if said is None else said
-    return Documents(folder, culture, [JAPAN, BRAZIL], folder.parent, said.append)
+    return Documents(folder, culture, said)
 
 
 def test_a_section_becomes_a_passage(tmp_path: Path) -> None:
@@ -123,13 +150,15 @@ def test_names_are_found_as_words() -> None:
     assert mentions("a japanned box", names_of(JAPAN)) is None
 
 
-def test_quickstart_documents_keep_their_format() -> None:
+def test_quickstart_documents_keep_their_format(tmp_path: Path) -> None:
     recipe = recipes.load(recipes.find("quickstart"))
     said: list[str] = []
     facts: dict[tuple[str, str], dict[str, tuple[str, ...]]] = defaultdict(dict)
+    cache = tmp_path / "cache"
+    place = Place(recipe.cultures, QUICKSTART, cache, net.Web(Web(), cache), said.append)
+    found = Searcher(Source(kind="documents", path="."), place)
     for culture in recipe.cultures:
-        found = Documents(QUICKSTART, culture, recipe.cultures, QUICKSTART, said.append)
-        for passage in found.passages:
+        for passage in found.passages(culture.id):
             where = (passage.url, passage.heading)
             assert passage.heading and len(passage.also_asked) == 2, where
             assert passage.text.startswith(f"In {culture.name}, "), where

@@ -8,6 +8,7 @@ import pytest
 from cmgr import search
 from cmgr.errors import MissingError
 from cmgr.records import Evidence, Query
+from cmgr.search import queries
 from cmgr.workspace import Workspace, read_json
 
 RECIPE = """
@@ -48,7 +49,7 @@ ALL = ["In Brazil, people hug.", "In Japan, people bow.", "In Japan, shoes come 
 
 
 def test_queries_are_task_agnostic_and_task_specific(ws: Workspace) -> None:
-    found = search.queries(ws.recipe)
+    found = list(queries.from_templates(ws.recipe))
     assert Counter((q.culture, q.kind) for q in found) == {
         ("japan", "task-agnostic"): 4,
         ("japan", "task-specific"): 2,
@@ -125,7 +126,8 @@ def test_exact_duplicates_are_dropped_and_counted(ws: Workspace) -> None:
     copy.write_text(DOCUMENTS["japan/greetings.md"])
     search.build(ws)
     assert texts(ws) == ALL
-    assert (read_json(ws.manifest_path("search")) or {})["dropped"] == 1
+    part = (read_json(ws.manifest_path("search")) or {})["cultures"]["japan"]
+    assert part["dropped"] == {"duplicate": 1}
 
 
 def test_a_missing_folder_is_named(ws: Workspace) -> None:

@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
-from cmgr.recipe import Culture, Recipe, Source
-from cmgr.sources.documents import Documents
-from cmgr.sources.passages import Passage
+from cmgr.recipe import Culture, Source
+from cmgr.records import Query
+from cmgr.sources.passages import Result
+from cmgr.sources.web import Web
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a source works: the recipe's cultures, the workspace, its cache, the network."""
+
+    cultures: Sequence[Culture]
+    folder: Path
+    cache: Path
+    web: Web
+    say: Callable[[str], None]
 
 
 class Searchable(Protocol):
-    """What a source is for one culture; `fingerprint` changes when its contents do."""
+    """What the class `Searcher` of each source's file is; see README.md beside this file."""
 
-    fingerprint: str
-
-    def search(self, query: str, limit: int) -> list[Passage]:
-        """The best passages for a query, best first, none that does not match."""
+    def search(self, query: Query, limit: int) -> list[Result]:
+        """The results for a query, best first; raises SourceError."""
         ...
 
 
-def open_source(
-    source: Source, culture: Culture, recipe: Recipe, folder: Path, say: Callable[[str], None]
-) -> Searchable:
-    """The source of a recipe, for one culture; relative paths start at `folder`.
+def open_source(source: Source, place: Place) -> Searchable:
+    """The source of a recipe; relative paths start at the workspace's folder.
 
-    Raises MissingError where the source is not there.
+    Raises MissingError where the source is not there, or its key is not.
     """
-    return Documents(folder / source.path, culture, recipe.cultures, folder, say)
+    module = import_module(f"cmgr.sources.{source.kind}")
+    searcher: Searchable = module.Searcher(source, place)
+    return searcher

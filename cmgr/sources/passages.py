@@ -25,6 +25,23 @@ class Passage:
     score: float = 0.0
 
 
+@dataclass(frozen=True)
+class Result:
+    """What a source answers to a query, and as much of its text as the source itself has.
+
+    `passage`: found and ranked already; `markdown`: the whole text; neither: `url` is to be
+    fetched. `language` and `license` are empty where they are not known.
+    """
+
+    url: str
+    title: str = ""
+    passage: Passage | None = None
+    markdown: str | None = None
+    language: str = ""
+    license: str | None = None
+    revision: str = ""
+
+
 def sentence_ends(text: str) -> list[int]:
     """The offsets at which the sentences of a text end; the last is the end of the text."""
     ends = []

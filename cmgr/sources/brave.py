@@ -1,0 +1,33 @@
+"""Evidence through the Brave Search API (api-dashboard.search.brave.com, Web search)."""
+
+from __future__ import annotations
+
+from cmgr.recipe import Source
+from cmgr.records import Query
+from cmgr.sources import Place
+from cmgr.sources.keyed import key, results
+from cmgr.sources.passages import Result
+
+URL = "https://api.search.brave.com/res/v1/web/search"
+# codes that differ from ISO 639-1
+_LANGUAGES = {"ja": "jp", "pt": "pt-br", "zh": "zh-hans"}
+
+
+class Searcher:
+    """What Brave finds; the pages are to be fetched."""
+
+    def __init__(self, source: Source, place: Place) -> None:
+        self._web = place.web
+        self._key = key("brave")
+        self._url = place.web.name(source.url) if source.url else URL
+        self._delay = 1.0 if source.delay is None else source.delay
+
+    def search(self, query: Query, limit: int) -> list[Result]:
+        """The first results; raises SourceError."""
+        wanted = {
+            **{"q": query.text[:400], "count": min(limit, 20), "result_filter": "web"},
+            "search_lang": _LANGUAGES.get(query.language, query.language),
+        }
+        headers = {"X-Subscription-Token": self._key, "Accept": "application/json"}
+        answer = self._web.get(self._url, wanted, headers, self._delay).json()
+        return results(answer, lambda a: (a.get("web") or {}).get("results", []), "Brave", "url")
