@@ -6,10 +6,24 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from pytest_httpserver import HTTPServer
+
+
+@pytest.fixture(scope="session")
+def make_httpserver() -> Iterator[HTTPServer]:
+    """pytest-httpserver's server, with a thread per request: a slow page holds up no other."""
+    server = HTTPServer(threaded=True)
+    server.start()
+    yield server
+    server.clear()
+    if server.is_running():
+        server.stop()
+
 
 CULTURES = {"japan": "Japan", "brazil": "Brazil", "germany": "Germany"}
 # topic -> question -> what people do in Japan, Brazil, Germany

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from cmgr.recipe import Source
 from cmgr.records import Query
 from cmgr.sources import Place
@@ -29,5 +31,9 @@ class Searcher:
             "search_lang": _LANGUAGES.get(query.language, query.language),
         }
         headers = {"X-Subscription-Token": self._key, "Accept": "application/json"}
-        answer = self._web.get(self._url, wanted, headers, self._delay).json()
-        return results(answer, lambda a: (a.get("web") or {}).get("results", []), "Brave", "url")
+        return self._web.get(self._url, _read, wanted, headers, self._delay)
+
+
+def _read(body: bytes) -> list[Result]:
+    # an answer without results has no "web" at all
+    return results(body, "web", "results") if "web" in json.loads(body) else []

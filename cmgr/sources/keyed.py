@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable
 from typing import Any
 
 from cmgr.errors import MissingError
 from cmgr.sources.passages import Result
-from cmgr.sources.web import SourceError
 
 
 def key(kind: str) -> str:
@@ -25,13 +24,12 @@ def key(kind: str) -> str:
     return value
 
 
-def results(answer: Any, of: Callable[[Any], list[Any]], kind: str, link: str) -> list[Result]:
-    """The hits of an answer; raises SourceError where it does not have the API's shape."""
-    try:
-        hits = of(answer)
-        return [
-            Result(hit[link], hit.get("title") or "", markdown=hit.get("raw_content") or None)
-            for hit in hits
-        ]
-    except (KeyError, TypeError, AttributeError):
-        raise SourceError("invalid JSON", f"not {kind}'s answer") from None
+def results(body: bytes, *path: str, link: str = "url") -> list[Result]:
+    """The hits that an API's JSON holds at a path, in their order."""
+    hits: Any = json.loads(body)
+    for step in path:
+        hits = hits[step]
+    return [
+        Result(hit[link], hit.get("title") or "", markdown=hit.get("raw_content") or None)
+        for hit in hits
+    ]

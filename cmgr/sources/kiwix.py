@@ -33,36 +33,39 @@ class Searcher:
         wanted = {"books.name": book, "pattern": text, "pageLength": limit, "format": "xml"}
         url = f"{self._url}/search"
         try:
-            root = self._xml(url, wanted)
+            return self._web.get(url, self._found, wanted, delay=self._delay)
         except SourceError as error:
-            if error.status in {400, 404}:
-                raise SourceError(
-                    f"no such book: {book}",
-                    f"{self._url} has no book {book!r} with a full-text index. "
-                    f"It has: {', '.join(self._all())}",
-                    error.status,
-                ) from None
-            raise
+            if error.status not in {400, 404}:
+                raise
+            raise SourceError(
+                f"no such book: {book}",
+                f"{self._url} has no book {book!r} with a full-text index. "
+                f"It has: {', '.join(self._all())}",
+                error.status,
+            ) from None
+
+    def _found(self, body: bytes) -> list[Result]:
         return [
             Result(
-                url=quote(urljoin(url, item.findtext("link") or ""), safe=":/?&=%#~"),
+                url=quote(urljoin(self._url, item.findtext("link") or ""), safe=":/?&=%#~"),
                 title=item.findtext("title") or "",
                 license=self._license,
             )
-            for item in root.iter("item")
+            for item in _xml(body).iter("item")
             if item.findtext("link")
         ]
 
     def _all(self) -> list[str]:
         """The names of the books that the server has (OPDS)."""
-        root = self._xml(f"{self._url}/catalog/v2/entries", {"count": -1})
-        return [e.text or "" for e in root.iter("{http://www.w3.org/2005/Atom}name")]
+        url = f"{self._url}/catalog/v2/entries"
+        return self._web.get(url, _names, {"count": -1}, delay=self._delay)
 
-    def _xml(self, url: str, wanted: dict[str, Any]) -> Any:
-        body = self._web.get(url, wanted, delay=self._delay).body
-        if b"<!ENTITY" in body or b"<!DOCTYPE" in body:  # neither is in what kiwix-serve writes
-            raise SourceError("invalid XML", f"{url}: not kiwix-serve's answer")
-        try:
-            return ElementTree.fromstring(body)
-        except ElementTree.ParseError:
-            raise SourceError("invalid XML", f"{url}: not kiwix-serve's answer") from None
+
+def _names(body: bytes) -> list[str]:
+    return [e.text or "" for e in _xml(body).iter("{http://www.w3.org/2005/Atom}name")]
+
+
+def _xml(body: bytes) -> Any:
+    if b"<!ENTITY" in body or b"<!DOCTYPE" in body:
+        raise ValueError("neither is in what kiwix-serve writes")
+    return ElementTree.fromstring(body)

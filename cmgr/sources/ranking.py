@@ -28,9 +28,7 @@ _STEMMERS = {
 class Ranking:
     """Texts that queries are matched against, by BM25 (Lucene's variant, k1 1.5, b 0.75)."""
 
-    def __init__(
-        self, texts: Sequence[Sequence[str]], about: Sequence[bool] | None = None
-    ) -> None:
+    def __init__(self, texts: Sequence[Sequence[str]], about: Sequence[bool] | None = None) -> None:
         """`texts` are lists of terms, as `terms` makes them; `about`: which say more by title."""
         import bm25s
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from cmgr.recipe import Source
 from cmgr.records import Query
 from cmgr.sources import Place
@@ -24,22 +26,23 @@ class Searcher:
         if self._engines:
             wanted["engines"] = self._engines
         try:
-            answer = self._web.get(self._url, wanted, delay=self._delay).json()
-            results = [
-                Result(r["url"], r.get("title") or "") for r in answer["results"] if r.get("url")
-            ]
+            return self._web.get(self._url, self._read, wanted, delay=self._delay)[:limit]
         except SourceError as error:
-            if error.status == 403:
-                raise SourceError(
-                    error.reason,
-                    f"{self._url} refuses JSON (403): add `json` to `search.formats` in its "
-                    "settings.yml and restart it",
-                    error.status,
-                ) from None
-            raise
-        except (KeyError, TypeError, AttributeError):
-            raise SourceError("invalid JSON", f"{self._url}: not SearXNG's answer") from None
+            if error.status != 403:
+                raise
+            raise SourceError(
+                error.reason,
+                f"{self._url} refuses JSON (403): add `json` to `search.formats` in its "
+                "settings.yml and restart it",
+                error.status,
+            ) from None
+
+    def _read(self, body: bytes) -> list[Result]:
+        answer = json.loads(body)
+        results = [
+            Result(r["url"], r.get("title") or "") for r in answer["results"] if r.get("url")
+        ]
         if not results and answer.get("unresponsive_engines"):
             silent = ", ".join(" ".join(map(str, e)) for e in answer["unresponsive_engines"])
             raise SourceError("engines failed", f"{self._url}: its engines failed: {silent[:200]}")
-        return results[:limit]
+        return results

@@ -24,5 +24,8 @@ class Searcher:
         """The first results; raises SourceError."""
         wanted = {"q": query.text, "num": min(limit, 100), "hl": query.language}
         headers = {"X-API-KEY": self._key}
-        answer = self._web.get(self._url, None, headers, self._delay, body=wanted).json()
-        return results(answer, lambda a: a["organic"], "Serper", "link")
+        return self._web.get(self._url, _read, None, headers, self._delay, wanted)
+
+
+def _read(body: bytes) -> list[Result]:
+    return results(body, "organic", link="link")

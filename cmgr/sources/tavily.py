@@ -27,5 +27,8 @@ class Searcher:
             "include_raw_content": "markdown",
         }
         headers = {"Authorization": f"Bearer {self._key}"}
-        answer = self._web.get(self._url, None, headers, self._delay, body=wanted).json()
-        return results(answer, lambda a: a["results"], "Tavily", "url")
+        return self._web.get(self._url, _read, None, headers, self._delay, wanted)
+
+
+def _read(body: bytes) -> list[Result]:
+    return results(body, "results")

@@ -12,13 +12,13 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from http.cookiejar import DefaultCookiePolicy
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urljoin, urlsplit, urlunsplit
 
 import requests
@@ -38,6 +38,8 @@ from cmgr.errors import CmgrError
 from cmgr.recipe import Web as Settings
 from cmgr.records import now
 
+Value = TypeVar("Value")
+
 HOPS = 5  # redirects that are followed
 CRAWL_DELAY = 30.0  # seconds; a robots.txt that asks for more gets this much
 ROBOTS_BYTES = 500 * 1024  # RFC 9309: at least this much of a robots.txt is read
@@ -56,7 +58,7 @@ class SourceError(CmgrError):
         self.status = status
 
 
-class _PrivateAddressError(Exception):
+class _PrivateAddressError(OSError):
     pass
 
 
@@ -68,13 +70,7 @@ class Response:
     content_type: str
     body: bytes
     fetched_at: str
-
-    def json(self) -> Any:
-        """The body as JSON. Raises SourceError."""
-        try:
-            return json.loads(self.body)
-        except ValueError:
-            raise SourceError("invalid JSON", f"{_bare(self.url)} answered no JSON") from None
+    kept: bool = False
 
 
 @dataclass
@@ -124,10 +120,11 @@ class Web:
         self.requests: Counter[str] = Counter()  # by host, of this run
         self._cache = cache
         self._say = say
-        self._since = now() if refresh else ""
+        self._fresh: set[str] | None = set() if refresh else None  # what this run has fetched
         self._allowed = {_host_port(entry) for entry in settings.allow}
         self._named: set[tuple[str, int | None]] = set()
         self._hosts: dict[str, _Host] = {}
+        self._open: set[Future[Response]] = set()
         self._wake = threading.Condition()
         self._closed = False
         self._threads: list[threading.Thread] = []
@@ -150,29 +147,41 @@ class Web:
     def get(
         self,
         url: str,
+        read: Callable[[bytes], Value],
         params: dict[str, Any] | None = None,
         headers: dict[str, str] | None = None,
         delay: float | None = None,
         body: dict[str, Any] | None = None,
-    ) -> Response:
-        """The answer of an API (POST where `body` is given, as JSON). Raises SourceError.
+    ) -> Value:
+        """What `read` makes of an API's answer (to a POST where `body` is given, as JSON).
 
-        Headers are not part of what it is kept under, and are never written.
+        An answer that `read` does not understand is not kept. Headers are not part of what it is
+        kept under, and are never written. Raises SourceError.
         """
         address = requests.Request("GET", url, params=params).prepare().url or url
+        method = "GET" if body is None else "POST"
         job = _Job(
             address,
-            _key("POST" if body is not None else "GET", address, body),
+            _key(method, address, body),
             page=False,
             future=Future(),
             named=True,
-            method="GET" if body is None else "POST",
+            method=method,
             headers=headers or {},
             body=body,
             delay=delay,
         )
         self._submit(job)
-        return job.future.result()
+        answer = job.future.result()
+        try:
+            value = read(answer.body)
+        except (LookupError, TypeError, AttributeError, ValueError, SyntaxError):
+            raise SourceError(
+                "invalid answer", f"{_bare(url)}: not what it should answer"
+            ) from None
+        if not answer.kept:
+            self._keep(job, answer)
+        return value
 
     def page(self, url: str) -> Future[Response]:
         """A page, as a future; it ends in a Response or a SourceError."""
@@ -186,16 +195,21 @@ class Web:
         with self._wake:
             self._closed = True
             self._wake.notify_all()
+            waiting = list(self._open)
+        for future in waiting:
+            _settle(future, SourceError("stopped"))
 
     def kept(self, key: str) -> tuple[dict[str, Any], bytes] | None:
         """What lies in the cache under a key: its facts and its bytes."""
+        if self._fresh is not None and key not in self._fresh:
+            return None
         try:
             data = gzip.decompress(self._path(key).read_bytes())
             head, _, body = data.partition(b"\n")
             facts = json.loads(head)
         except (OSError, ValueError, EOFError):
             return None
-        return (facts, body) if facts.get("at", "") >= self._since else None
+        return facts, body
 
     def keep(self, key: str, facts: dict[str, Any], body: bytes = b"") -> None:
         """Put something into the cache, whole or not at all."""
@@ -205,6 +219,8 @@ class Web:
         head = json.dumps({"at": now(), **facts}, ensure_ascii=False).encode()
         part.write_bytes(gzip.compress(head + b"\n" + body, compresslevel=1))
         part.replace(path)
+        if self._fresh is not None:
+            self._fresh.add(key)
 
     # -- the queue -----------------------------------------------------------------------------
 
@@ -214,22 +230,23 @@ class Web:
         except SourceError as error:
             job.future.set_exception(error)
             return
+        with self._wake:
+            self._open.add(job.future)
+        job.future.add_done_callback(self._open.discard)
         if found := self.kept(job.key):
             facts, body = found
             if "reason" in facts:
                 job.future.set_exception(SourceError(facts["reason"], facts["detail"]))
             else:
-                job.future.set_result(
-                    Response(facts["url"], facts["content_type"], body, facts["at"])
-                )
+                kept = Response(facts["url"], facts["content_type"], body, facts["at"], kept=True)
+                job.future.set_result(kept)
             return
         self._queue(job)
 
     def _queue(self, job: _Job) -> None:
         with self._wake:
             if self._closed:
-                job.future.set_exception(SourceError("stopped"))
-                return
+                return  # `close` has told the caller
             self._hosts.setdefault(_host(job.url), _Host()).jobs.append(job)
             if (
                 len(self._threads) < self.settings.workers
@@ -267,9 +284,9 @@ class Web:
             try:
                 again = self._once(host, job)
             except SourceError as error:
-                job.future.set_exception(error)
+                _settle(job.future, error)
             except Exception as error:  # a fault of ours must not leave a caller waiting
-                job.future.set_exception(SourceError("failed", f"{_bare(job.url)}: {error!r}"))
+                _settle(job.future, SourceError("failed", f"{_bare(job.url)}: {error!r}"))
             with self._wake:
                 host.active -= 1
                 self._wake.notify_all()
@@ -300,10 +317,14 @@ class Web:
             self._refuse(job, error)
         if isinstance(answer, str):
             return self._redirected(job, answer)
+        if job.page:
+            self._keep(job, answer)
+        _settle(job.future, answer)
+        return None
+
+    def _keep(self, job: _Job, answer: Response) -> None:
         facts = {"url": answer.url, "content_type": answer.content_type, "at": answer.fetched_at}
         self.keep(job.key, facts, answer.body)
-        job.future.set_result(answer)
-        return None
 
     def _redirected(self, job: _Job, location: str) -> _Job:
         target = urljoin(job.url, location)
@@ -476,19 +497,30 @@ def _fault(error: Exception, watch: _Watch, where: str) -> Exception:
 
     if found(_PrivateAddressError):
         return SourceError("private address", f"{where} is on a private network")
-    if watch.over or found(TimeoutError, ConnectTimeoutError, requests.Timeout):
-        return _RetryError("timed out", f"{where}: no answer within {watch.seconds:g} s")
     if found(DecodeError):
         return SourceError("broken encoding", f"{where}: its body cannot be decompressed")
+    if watch.over or found(TimeoutError):
+        return _RetryError("timed out", f"{where}: no answer within {watch.seconds:g} s")
     if found(NameResolutionError):
         return _RetryError("unknown host", f"{where}: no such host")
     if found(requests.exceptions.SSLError):
         return SourceError("bad certificate", f"{where}: its certificate is not valid")
-    if found(NewConnectionError, ConnectionRefusedError):
+    if found(NewConnectionError):
         return _RetryError("no connection", f"{where}: nothing answers there")
+    if found(ConnectTimeoutError, requests.Timeout):
+        return _RetryError("timed out", f"{where}: no answer within {watch.seconds:g} s")
     if found(OSError, HTTPError):  # requests' errors are OSErrors
         return _RetryError("broken connection", f"{where}: the connection broke")
     return SourceError("bad answer", f"{where}: {error}")
+
+
+def _settle(future: Future[Response], outcome: Response | SourceError) -> None:
+    """End a future, unless `close` was faster."""
+    with suppress(InvalidStateError):
+        if isinstance(outcome, Response):
+            future.set_result(outcome)
+        else:
+            future.set_exception(outcome)
 
 
 def _read(response: requests.Response, watch: _Watch, limit: int) -> bytes:

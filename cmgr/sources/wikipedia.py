@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from cmgr.recipe import Source
 from cmgr.records import Query
 from cmgr.sources import Place
 from cmgr.sources.passages import Result
-from cmgr.sources.web import SourceError
+from cmgr.sources.web import SourceError, Value
 
 URL = "https://{language}.wikipedia.org/w/api.php"
 # what stands at the end of an article and says nothing
@@ -35,11 +38,8 @@ class Searcher:
     def search(self, query: Query, limit: int) -> list[Result]:
         """The articles that the wiki's own search puts first; raises SourceError."""
         wanted = {"list": "search", "srsearch": query.text, "srlimit": limit, "srprop": ""}
-        try:
-            found = self._ask(query.language, wanted)["query"]["search"]
-            results = [self._article(query.language, int(hit["pageid"])) for hit in found]
-        except (KeyError, TypeError, ValueError, IndexError):
-            raise SourceError("invalid JSON", f"{self._url}: not MediaWiki's answer") from None
+        found = self._ask(query.language, wanted, _hits)
+        results = [self._article(query.language, page) for page in found]
         return [r for r in results if r.markdown]
 
     def _article(self, language: str, page: int) -> Result:
@@ -47,25 +47,36 @@ class Searcher:
             **{"prop": "extracts|info|revisions", "pageids": page, "explaintext": 1},
             **{"exsectionformat": "wiki", "inprop": "url", "rvprop": "ids"},
         }
-        article = self._ask(language, wanted)["query"]["pages"][0]
-        text = re.sub(r"^(={2,6})\s*(.*?)\s*\1\s*$", _heading, article["extract"], flags=re.M)
-        return Result(
-            url=article["fullurl"],
-            title=article["title"],
-            markdown=_TAIL.sub("", text).replace("\n", "\n\n"),
-            language=language,
-            license=self._license,
-            revision=str(article["revisions"][0]["revid"]),
-        )
+        found = self._ask(language, wanted, _article)
+        return replace(found, language=language, license=self._license)
 
-    def _ask(self, language: str, wanted: dict[str, Any]) -> Any:
+    def _ask(self, language: str, wanted: dict[str, Any], read: Callable[[Any], Value]) -> Value:
         url = self._url.replace("{language}", language)
         wanted = {"action": "query", "format": "json", "formatversion": 2, "maxlag": 5, **wanted}
-        answer = self._web.get(url, wanted, delay=self._delay).json()
-        if "error" in answer:
-            code, info = answer["error"].get("code"), answer["error"].get("info")
-            raise SourceError(f"refused ({code})", f"{url}: {info}")
-        return answer
+
+        def answered(body: bytes) -> Value:
+            answer = json.loads(body)
+            if "error" in answer:
+                code, info = answer["error"]["code"], answer["error"]["info"]
+                raise SourceError(f"refused ({code})", f"{url}: {info}")
+            return read(answer["query"])
+
+        return self._web.get(url, answered, wanted, delay=self._delay)
+
+
+def _hits(found: Any) -> list[int]:
+    return [int(hit["pageid"]) for hit in found["search"]]
+
+
+def _article(found: Any) -> Result:
+    page = found["pages"][0]
+    text = re.sub(r"^(={2,6})\s*(.*?)\s*\1\s*$", _heading, page["extract"], flags=re.MULTILINE)
+    return Result(
+        url=page["fullurl"],
+        title=page["title"],
+        markdown=_TAIL.sub("", text).replace("\n", "\n\n"),
+        revision=str(page["revisions"][0]["revid"]),
+    )
 
 
 def _heading(match: re.Match[str]) -> str:
