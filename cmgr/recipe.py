@@ -126,7 +126,7 @@ class Search(_Part):
     """
 
     topics: list[str] = []
-    queries: list[str] = ["{topic} in {culture}", "{topic} customs, norms and manners"]
+    queries: list[str] = ["{topic} in {culture}", "{topic} in {culture}: customs and norms"]
     writer: Literal["templates", "generator", "none"] = "templates"
     per_topic: int = Field(default=1, ge=1, le=10)
     languages: Literal["english", "local", "both"] = "both"

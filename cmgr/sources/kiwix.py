@@ -20,12 +20,20 @@ class Searcher:
         self._web = place.web
         self._url = place.web.name(source.url or "", pages=True)
         self._books = source.books
+        self._names = {culture.id: culture.name for culture in place.cultures}
         self._license = source.license
         self._delay = source.delay or 0.0
 
     def search(self, query: Query, limit: int) -> list[Result]:
-        """The first results of every book, in turns; raises SourceError."""
-        found = [self._in_book(book, query.text, limit) for book in self._books or self._all()]
+        """The first results of every book, in turns; raises SourceError.
+
+        kiwix-serve wants every word in a page: where there is none, topic and culture are asked.
+        """
+        found = []
+        short = f"{query.topic} {self._names[query.culture]}" if query.topic else ""
+        for book in self._books or self._all():
+            hits = self._in_book(book, query.text, limit)
+            found.append(hits or (self._in_book(book, short, limit) if short else []))
         turns = [r for rank in range(limit) for book in found for r in book[rank : rank + 1]]
         return turns[:limit]
 
@@ -62,7 +70,8 @@ class Searcher:
 
 
 def _names(body: bytes) -> list[str]:
-    return [e.text or "" for e in _xml(body).iter("{http://www.w3.org/2005/Atom}name")]
+    atom = "{http://www.w3.org/2005/Atom}"
+    return [entry.findtext(f"{atom}name") or "" for entry in _xml(body).iter(f"{atom}entry")]
 
 
 def _xml(body: bytes) -> Any:
