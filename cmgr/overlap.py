@@ -12,18 +12,17 @@ from pathlib import Path
 
 from cmgr.errors import MissingError, UsageError
 
-# words, and single signs of the scripts that set no space between words
-_WORD = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"
-    r"|[^\W_\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+"
-)
+# the scripts that set no space between words: Thai, Lao, Burmese, Khmer, kana, Han
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+_WORD = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+")
 SHINGLE = 4  # words
 NEAR = 0.7  # Jaccard similarity of two texts' shingles from which one is a copy of the other
+HELD = 0.9  # share of a text's shingles that stand in another which holds it
 ITEM = 8  # words in a row that a page and an evaluation item have in common
 
 
 def words(text: str) -> list[str]:
-    """A text's words, folded; of Chinese, Japanese, Thai, Khmer, Lao, Burmese text its signs."""
+    """A text's words, folded; of scripts without spaces the signs."""
     return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
@@ -44,15 +43,18 @@ class NearDuplicates:
         self._keys: dict[tuple[str, ...], list[Hashable]] = defaultdict(list)
 
     def of(self, text: str) -> list[Hashable]:
-        """The keys of all texts added so far that are near this one, nearest first."""
+        """The keys of all texts added so far that are near this one, or hold it, nearest first."""
         mine = shingles(text)
         common: Counter[Hashable] = Counter()
         for shingle in mine:
             common.update(self._keys.get(shingle, ()))
         near = [
-            (count / (len(mine) + self._sizes[key] - count), key) for key, count in common.items()
+            (count / (len(mine) + self._sizes[key] - count), key)
+            for key, count in common.items()
+            if count >= self.near * (len(mine) + self._sizes[key] - count)
+            or count >= HELD * len(mine)
         ]
-        return [key for share, key in sorted(near, key=lambda n: -n[0]) if share >= self.near]
+        return [key for _, key in sorted(near, key=lambda n: -n[0])]
 
     def add(self, key: Hashable, text: str) -> None:
         """Keep a text."""

@@ -4,15 +4,18 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cmgr import recipe as recipes
 from cmgr.errors import MissingError
 from cmgr.recipe import Culture, Source, Web
 from cmgr.records import Query
-from cmgr.sources import Place
+from cmgr.sources import Place, markdown
 from cmgr.sources import web as net
 from cmgr.sources.documents import Searcher
-from cmgr.sources.passages import Passage, first_sentence, mentions, names_of
+from cmgr.sources.markdown import MAX_WORDS
+from cmgr.sources.passages import Passage, first_sentence, mentions, names_of, word_count
 
 JAPAN = Culture(id="japan", name="Japan", demonym="Japanese", places=["Osaka"])
 BRAZIL = Culture(id="brazil", name="Brazil", demonym="Brazilian", places=["Salvador"])
@@ -172,3 +175,129 @@ def test_quickstart_documents_keep_their_format(tmp_path: Path) -> None:
     for key, also in facts.items():
         assert set(also) == {c.id for c in recipe.cultures}, key
         assert len(set(also.values())) == 1, key
+
+
+def pdf(*lines: str) -> bytes:
+    """A page of PDF with these lines, as the format's specification has it."""
+    shown = " ".join(f"({line}) Tj 0 -14 Td" for line in lines)
+    stream = f"BT /F1 12 Tf 72 720 Td {shown} ET".encode()
+    parts = [
+        b"<< /Type /Catalog /Pages 2 0 R >>",
+        b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
+        b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents 4 0 R "
+        b"/Resources << /Font << /F1 5 0 R >> >> >>",
+        b"<< /Length %d >>\nstream\n%b\nendstream" % (len(stream), stream),
+        b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+    ]
+    data = b"%PDF-1.4\n"
+    places = []
+    for number, part in enumerate(parts, 1):
+        places.append(len(data))
+        data += b"%d 0 obj\n%b\nendobj\n" % (number, part)
+    table = b"".join(b"%010d 00000 n \n" % place for place in places)
+    head = b"xref\n0 6\n0000000000 65535 f \n" + table
+    return data + head + b"trailer << /Size 6 /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF" % len(data)
+
+
+HTML = (
+    "<html><head><title>Tea in Japan</title></head><body><nav>Home</nav><article><h1>Tea in Japan"
+    "</h1><h2>How is it drunk?</h2><p>In Japan green tea comes with every meal, and nobody asks "
+    "for it; one drinks from a cup without a handle.</p></article></body></html>"
+)
+
+
+def test_every_kind_of_file_is_read(tmp_path: Path) -> None:
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    (folder / "tea.html").write_text(HTML)
+    (folder / "bath.pdf").write_bytes(pdf("In Japan one washes", "before the bath."))
+    rows = '{"country": "Japan", "section": "Trains", "text": "Nobody phones in a train."}\n'
+    (folder / "rows.jsonl").write_text(rows + '{"title": "Q", "text": "Japan naps.", "n": 1}\n')
+    (folder / "table.csv").write_text('name,content\nShoes,"In Japan, shoes come off."\n')
+    (folder / "broken.pdf").write_bytes(b"%PDF-1.4\nnothing")
+    (folder / "broken.jsonl").write_text('{"text": "Japan"}\n{"text":\n')
+    said: list[str] = []
+    found = {p.text: p for p in documents(folder, said=said).passages}
+    tea = next(p for text, p in found.items() if "green tea" in text)
+    assert (tea.title, tea.heading, tea.topic) == ("Tea in Japan", "How is it drunk?", "tea")
+    assert "In Japan one washes before the bath." in found
+    train = found["Nobody phones in a train."]
+    assert (train.title, train.url) == ("Japan · Trains", "docs/rows.jsonl#L1")
+    assert found["Japan naps."].heading == "Q"
+    assert found["In Japan, shoes come off."].heading == "Shoes"
+    assert len(found) == 5
+    assert sorted(line.split("/")[-1].split(":")[0] for line in said) == [
+        "broken.jsonl",
+        "broken.pdf",
+    ]
+    assert "line 2" in "".join(said)
+
+
+def test_only_what_has_changed_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    (folder / "a.txt").write_text("Japan one.")
+    (folder / "b.txt").write_text("Japan two.")
+    assert len(documents(folder).passages) == 2
+    read: list[str] = []
+    whole = Path.read_bytes
+
+    def reading(path: Path) -> bytes:
+        if path.suffix == ".txt":
+            read.append(path.name)
+        return whole(path)
+
+    monkeypatch.setattr(Path, "read_bytes", reading)
+    assert len(documents(folder).passages) == 2
+    assert read == []
+    (folder / "b.txt").write_text("Japan two and more.")
+    (folder / "c.txt").write_text("Japan three.")
+    (folder / "a.txt").unlink()
+    assert {p.text for p in documents(folder).passages} == {"Japan two and more.", "Japan three."}
+    assert sorted(read) == ["b.txt", "c.txt"]
+    for cache in (tmp_path / "cache").rglob("*.gz"):
+        cache.write_bytes(b"damaged")
+    assert len(documents(folder).passages) == 2
+
+
+def test_words_are_matched_by_stem_and_by_what_they_speak_of(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(
+        "Muslims in Japan are few.\n\nTrains in Japan are on time.\n\nJapan has noodles."
+    )
+    found = documents(tmp_path).search("which faiths does Japan have", 3)
+    assert found[0].text == "Muslims in Japan are few."
+    assert documents(tmp_path).search("a train", 1)[0].text == "Trains in Japan are on time."
+
+
+def test_scripts_without_spaces_are_searched(tmp_path: Path) -> None:
+    (tmp_path / "japan").mkdir()
+    (tmp_path / "japan" / "a.txt").write_text(
+        "友人には軽い会釈で十分です。\n\n電車の中では電話をしません。\n\nคนไทยไหว้กัน"
+    )
+    assert documents(tmp_path).search("会釈", 1)[0].text.startswith("友人")
+    assert documents(tmp_path).search("電話", 1)[0].text.startswith("電車")
+    assert documents(tmp_path).search("ไหว้", 1)[0].text == "คนไทยไหว้กัน"
+
+
+SENTENCE = "One takes one's shoes off at the door of a house and of many an inn. "
+
+
+@pytest.mark.parametrize("joint", ["", "\n\n"])
+def test_long_sections_are_cut_where_a_sentence_ends(tmp_path: Path, joint: str) -> None:
+    text = f"# Shoes in Japan\n\n## When?\n\n{(SENTENCE + joint) * 60}"
+    (tmp_path / "a.md").write_text(text)
+    found = documents(tmp_path).passages
+    assert len(found) > 2
+    assert all(word_count(p.text) <= MAX_WORDS and p.text.endswith(".") for p in found)
+    assert all(p.heading == "When?" for p in found)
+    assert len({p.url for p in found}) == len(found)
+    joined = " ".join(" ".join(p.text.split()) for p in found)
+    assert joined == " ".join((SENTENCE * 60).split())
+
+
+@given(st.text(alphabet="ab. \n#", max_size=400))
+def test_cutting_loses_no_word(text: str) -> None:
+    kept = [word for p in markdown.paragraphs(text, "u", "t") for word in p.text.split()]
+    assert kept == text.split()

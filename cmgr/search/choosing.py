@@ -149,7 +149,9 @@ class _Choice:
                 title=found.text.title or result.title,
                 license=found.text.license or result.license,
             )
-        text = hygiene.clean(markdown)
+        text, furniture = hygiene.without_furniture(hygiene.clean(markdown))
+        self._counts.passages += furniture
+        self._counts.dropped["boilerplate"] += furniture
         whole = hygiene.language_of(text)
         for passage in passages(text, result.url, result.title):
             self._counts.passages += 1

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from cmgr.errors import MissingError, UsageError
 from cmgr.llm import RefusedError, Writer
@@ -95,13 +95,19 @@ def country_name(culture: Culture, language: str) -> str:
 
 class _Written(BaseModel):
     model_config = ConfigDict(extra="forbid")
-    topic: str
-    query: str
+    # bounds for a grammar, which a small model needs to come to an end; nothing is refused by them
+    topic: str = Field(json_schema_extra={"maxLength": 60})
+    query: str = Field(json_schema_extra={"maxLength": 120})
 
 
 class _Answer(BaseModel):
     model_config = ConfigDict(extra="forbid")
     queries: list[_Written]
+
+
+def _answer_of(most: int) -> type[_Answer]:
+    bound = Field(json_schema_extra={"maxItems": most})
+    return create_model("Answer", __base__=_Answer, queries=(list[_Written], bound))
 
 
 SYSTEM = (
@@ -159,7 +165,8 @@ def from_writer(recipe: Recipe, writer: Writer, say: Callable[[str], None]) -> I
         task_id = task.id if task else None
         found: list[Query] = []
         try:
-            answer = writer.ask(SYSTEM, prompt(recipe, culture, language, task, wanted), _Answer)
+            shape = _answer_of(len(wanted) * recipe.search.per_topic)
+            answer = writer.ask(SYSTEM, prompt(recipe, culture, language, task, wanted), shape)
             for item in answer.queries:
                 text = " ".join(item.query.split()).strip("\"'“”")
                 topic = next((t for t in wanted if t.casefold() == item.topic.casefold()), "")

@@ -64,6 +64,14 @@ def clean(text: str) -> str:
     )
 
 
+def without_furniture(text: str) -> tuple[str, int]:
+    """Markdown without the paragraphs that every page of a site has, and how many those were."""
+    parts = re.split(r"\n\s*\n|\n(?=#)|(?<=\n)(?=[^\n]*\bcookies?\b)", text)
+    parts = [part.strip() for part in parts if part.strip()]
+    kept = [p for p in parts if len(_FURNITURE.findall(p)) * 10 < max(word_count(p), 4)]
+    return "\n\n".join(kept), len(parts) - len(kept)
+
+
 def addresses_a_model(text: str) -> bool:
     """Whether a text gives instructions to a language model ("ignore previous ...")."""
     return _TO_A_MODEL.search(text) is not None

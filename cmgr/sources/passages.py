@@ -6,9 +6,11 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from cmgr.overlap import UNSPACED
 from cmgr.recipe import Culture
 
 _END = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s|$)|[。！？]+[」』”’）]*|\n\s*\n|\n(?=[-*•] )")
+_NO_EDGE = re.compile(f"[{UNSPACED}\uac00-\ud7a3]")  # Hangul: particles follow a name at once
 _ABBREVIATIONS = {"mr", "mrs", "ms", "dr", "prof", "st", "e.g", "i.e", "vs", "approx"}
 
 
@@ -75,8 +77,14 @@ def names_of(culture: Culture) -> list[str]:
 
 
 def mentions(text: str, names: Iterable[str]) -> str | None:
-    """The first of these names that stands in a text as a word (also its plural), or None."""
+    """The first of these names that stands in a text as a word (also its plural), or None.
+
+    A name in a script that sets no space between words may stand anywhere.
+    """
     for name in names:
-        if re.search(rf"(?<!\w){re.escape(name)}(?:s|['’]s)?(?!\w)", text):
+        if _NO_EDGE.search(name):
+            if name in text:
+                return name
+        elif re.search(rf"(?<!\w){re.escape(name)}(?:s|['’]s)?(?!\w)", text):
             return name
     return None
