@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,10 +16,11 @@ from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 
 from cmgr.errors import MissingError
-from cmgr.recipe import Culture, Source
+from cmgr.recipe import SOURCES, Culture, Source
 from cmgr.recipe import Web as Settings
 from cmgr.records import Query
 from cmgr.sources import Place, Searchable, open_source
+from cmgr.sources import web as web_module
 from cmgr.sources.passages import Result
 from cmgr.sources.web import SourceError, Web
 
@@ -279,3 +282,35 @@ def test_duckduckgo(
             api.source.search(Query(culture="japan", text=fault), 3)
         assert caught.value.reason in {"rate limited", "timed out"}
     assert any("waiting" in line for line in api.said)
+
+
+def test_the_example_of_the_readme(
+    httpserver: HTTPServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = Path(web_module.__file__).with_name("README.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0]
+    assert len(code.splitlines()) <= 60
+    path = tmp_path / "opensearch.py"
+    path.write_text(code)
+    spec = spec_from_file_location("cmgr.sources.opensearch", path)
+    assert spec and spec.loader
+    module = module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "cmgr.sources.opensearch", module)
+    spec.loader.exec_module(module)
+    monkeypatch.setitem(SOURCES, "opensearch", "url")
+    document = {"url": "https://example.org/a", "title": "A", "text": "# A\n\nText."}
+    answer = {"hits": {"total": {"value": 1}, "hits": [{"_id": "1", "_source": document}]}}
+    httpserver.expect_request("/archive/_search", method="POST").respond_with_json(answer)
+    place = Place([JAPAN], tmp_path, tmp_path, Web(Settings(delay=0), tmp_path / "c"), print)
+    url = httpserver.url_for("/archive")
+    source = open_source(Source(kind="opensearch", url=url, license="CC0-1.0"), place)
+    assert source.search(QUERY, 3) == [
+        Result("https://example.org/a", "A", markdown="# A\n\nText.", license="CC0-1.0")
+    ]
+    files = {p.name for p in Path(web_module.__file__).parent.glob("*.py")} - {"__init__.py"}
+    assert all(f"`{name}`" in text for name in files)
+
+
+def test_every_kind_has_a_file() -> None:
+    folder = Path(web_module.__file__).parent
+    assert all((folder / f"{kind}.py").is_file() for kind in SOURCES)

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from cmgr.workspace import Workspace
 
 
+FEW = 6  # cultures that a table of reasons shows one by one
+
+
 def command(
     workspace: WorkspaceOption = None,
     culture: CultureOption = None,
@@ -102,11 +105,12 @@ def _show_tables(parts: dict[str, dict[str, Any]]) -> None:
         for part in parts.values():
             reasons.update(part[key])
         if reasons:
+            shown = parts if len(parts) <= FEW else {}
             cells = [
-                (reason, *(part[key].get(reason, 0) for part in parts.values()), total)
+                (reason, *(part[key].get(reason, 0) for part in shown.values()), total)
                 for reason, total in reasons.most_common()
             ]
-            table(title, ("reason" if key == "dropped" else "", *parts, "all"), cells)
+            table(title, ("reason" if key == "dropped" else "", *shown, "all"), cells)
 
 
 def _show_queries(ws: Workspace, cultures: list[str] | None, json: bool) -> None:

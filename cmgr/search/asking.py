@@ -81,14 +81,17 @@ class Asking:
         answers: set[Future[Answered]] = set(self._answers[culture.id])
         pages: set[Future[str]] = set()
         waiting: set[Future[Any]] = set(answers)
+        shown = (0, 0)
         while waiting:
             done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
             for future in answers & done:
                 new = {page for _, _, page in future.result().hits if page is not None} - pages
                 pages |= new
                 waiting |= new
-            if progress:
-                progress(f"search · {culture.name}", *self._done())
+            done_now = self._done()
+            if progress and done_now != shown:
+                shown = done_now
+                progress(f"search · {culture.name}", *shown)
         found = [future.result() for future in self._answers[culture.id]]
         for answer in found:
             for kind, reason in answer.failed.items():
