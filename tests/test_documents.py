@@ -1,6 +1,7 @@
 """cmgr/sources/documents.py: what is read, what is found, and the quickstart's own documents."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from cmgr import recipe as recipes
 from cmgr.errors import MissingError
 from cmgr.recipe import Culture, Source, Web
 from cmgr.records import Query
-from cmgr.sources import Place, markdown
+from cmgr.sources import Place, markdown, ranking
 from cmgr.sources import web as net
 from cmgr.sources.documents import Searcher
 from cmgr.sources.markdown import MAX_WORDS
@@ -260,6 +261,34 @@ def test_only_what_has_changed_is_read_again(
     for cache in (tmp_path / "cache").rglob("*.gz"):
         cache.write_bytes(b"damaged")
     assert len(documents(folder).passages) == 2
+
+
+def test_the_index_is_built_once_and_follows_the_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    (folder / "a.txt").write_text("Japan has trains.\n\nJapan has tea.")
+    built: list[int] = []
+    whole = ranking._index
+
+    def building(texts: Sequence[Sequence[str]]) -> object:
+        built.append(len(texts))
+        return whole(texts)
+
+    monkeypatch.setattr(ranking, "_index", building)
+    for _ in range(2):
+        found = documents(folder)
+        assert [p.text for p in found.search("tea", 3)] == ["Japan has tea."]
+        assert found.search("train", 3)[0].text == "Japan has trains."
+    assert built == [2]
+    (folder / "b.txt").write_text("Japan has noodles.")
+    assert documents(folder).search("noodles", 3)[0].text == "Japan has noodles."
+    assert built == [2, 3]
+    for part in (tmp_path / "cache").rglob("data*.npy"):
+        part.write_bytes(b"damaged")
+    assert documents(folder).search("noodles", 3)[0].text == "Japan has noodles."
+    assert built == [2, 3, 3]
 
 
 def test_words_are_matched_by_stem_and_by_what_they_speak_of(tmp_path: Path) -> None:

@@ -92,6 +92,7 @@ def build(
                 answers = under_way.collect(culture, counts, progress)
                 kept = choose(recipe, culture, answers, under_way.pages, items, counts)
                 again = others.mark(culture_id, kept)
+                ws.say(_summary(culture.name, len(answers), counts, len(kept)))
                 if not kept:
                     ws.say(
                         f"{culture.name}: nothing found. Add documents, or topics and queries, to "
@@ -113,6 +114,18 @@ def build(
     if not todo:
         _finish(ws, parts, excluded)
     return bool(todo)
+
+
+def _summary(name: str, asked: int, counts: Counts, kept: int) -> str:
+    """A culture's outcome in a line, with the reasons for what was left out."""
+    left = ", ".join(f"{reason} {n}" for reason, n in (+counts.dropped).most_common())
+    pages = ", ".join(f"{n} {reason}" for reason, n in counts.pages.most_common())
+    return (
+        f"{name}: {asked} queries"
+        + (f", pages: {pages}" if pages else "")
+        + f", {kept} of {counts.passages} passages kept"
+        + (f" (left out: {left})" if left else "")
+    )
 
 
 # -- what is up to date -------------------------------------------------------------------------

@@ -70,6 +70,7 @@ class Asking:
             todo.append((query, future))
         self._total = len(mine)
         self._todo = iter(todo)
+        self._shown = (0, 0)
         self._pages: set[Future[str]] = set()
         for _ in range(min(ASKING, len(mine)) if self.pages else 1):
             threading.Thread(target=self._ask, daemon=True).start()
@@ -81,7 +82,6 @@ class Asking:
         answers: set[Future[Answered]] = set(self._answers[culture.id])
         pages: set[Future[str]] = set()
         waiting: set[Future[Any]] = set(answers)
-        shown = (0, 0)
         while waiting:
             done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
             for future in answers & done:
@@ -89,9 +89,9 @@ class Asking:
                 pages |= new
                 waiting |= new
             done_now = self._done()
-            if progress and done_now != shown:
-                shown = done_now
-                progress(f"search · {culture.name}", *shown)
+            if progress and done_now != self._shown:
+                self._shown = done_now
+                progress(f"search · {culture.name}", *done_now)
         found = [future.result() for future in self._answers[culture.id]]
         for answer in found:
             for kind, reason in answer.failed.items():

@@ -100,7 +100,7 @@ class _Choice:
                     pool.extend(self._candidates(source, result, page))
                     of_page[result.url] = list(range(start, len(pool)))
         ranking = Ranking(
-            [
+            lambda: [
                 terms(f"{c.passage.title} {c.passage.heading} {c.passage.text}", c.language)
                 for c in pool
             ],

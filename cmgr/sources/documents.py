@@ -22,7 +22,7 @@ from cmgr.sources.passages import Passage, Result, mentions, names_of
 from cmgr.sources.ranking import Ranking, terms
 from cmgr.workspace import write_atomic
 
-VERSION = 3  # of what is read from a file; a change reads every file again
+VERSION = 4  # of what is read from a file, and of its terms; a change reads every file again
 KINDS = {".md", ".markdown", ".txt", ".html", ".htm", ".pdf", ".jsonl", ".ndjson", ".csv"}
 TEXT = ("text", "content", "body", "passage", "document", "answer")  # a row's own words
 TITLE = ("title", "heading", "question", "name")
@@ -45,6 +45,7 @@ class Searcher:
                 "Make it, or correct sources.path in recipe.yaml."
             )
         self._place = place
+        self._cache = place.cache / "documents"
         self._license = source.license
         self._lock = threading.Lock()
         self._rankings: dict[str, tuple[list[Passage], Ranking]] = {}
@@ -100,7 +101,11 @@ class Searcher:
         found = self.passages(culture)
         names = names_of(self._culture(culture))
         about = [mentions(p.title, names) is not None for p in found]
-        return found, Ranking([terms(_searched(p)) for p in found], about)
+        folder = self._cache / f"{make_id(str(self.folder.resolve()), culture)}.index"
+        made_from = make_id(VERSION, names, self.fingerprint(culture))
+        return found, Ranking(
+            lambda: [terms(_searched(p)) for p in found], about, (folder, made_from)
+        )
 
     def _url(self, path: Path) -> str:
         try:
@@ -110,7 +115,7 @@ class Searcher:
 
     def _read(self) -> list[tuple[str, str, list[Passage]]]:
         """(URL, hash, passages) of every file; only what has changed is read again."""
-        cache = self._place.cache / "documents" / f"{make_id(str(self.folder.resolve()))}.gz"
+        cache = self._cache / f"{make_id(str(self.folder.resolve()))}.gz"
         known = _load(cache)
         read, changed = {}, False
         for path in self._paths():

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,16 +30,24 @@ _STEMMERS = {
 class Ranking:
     """Texts that queries are matched against, by BM25 (Lucene's variant, k1 1.5, b 0.75)."""
 
-    def __init__(self, texts: Sequence[Sequence[str]], about: Sequence[bool] | None = None) -> None:
-        """`texts` are lists of terms, as `terms` makes them; `about`: which say more by title."""
-        import bm25s
+    def __init__(
+        self,
+        texts: Callable[[], Sequence[Sequence[str]]],
+        about: Sequence[bool],
+        keep: tuple[Path, str] | None = None,
+    ) -> None:
+        """`texts` gives lists of terms, as `terms` makes them; `about`: which say more by title.
 
-        self._index: Any = None
-        self._lift = np.where(about, ABOUT, 1.0) if about else 1.0
-        self.size = len(texts)
-        if any(texts):
-            self._index = bm25s.BM25()
-            self._index.index(list(texts), show_progress=False)
+        With `keep`, a folder and a hash of what it was made from, the index is kept there, and
+        `texts` is asked only when the hash is another.
+        """
+        self.size = len(about)
+        self._lift = np.where(about, ABOUT, 1.0)
+        self._index: Any = _load(*keep) if keep else None
+        if self._index is None:
+            self._index = _index(texts())
+            if keep and self._index is not None:
+                _save(self._index, *keep)
 
     def scores(self, query: str, language: str = "en") -> np.ndarray[Any, np.dtype[np.float32]]:
         """A score per text, zero where no word of the query stands in it.
@@ -53,7 +63,7 @@ class Ranking:
         return scores
 
     def _sum(self, wanted: Iterable[str]) -> np.ndarray[Any, np.dtype[np.float32]]:
-        known = [t for t in wanted if self._index is not None and t in self._index.vocab_dict]
+        known = [t for t in wanted if t in self._index.vocab_dict] if self._index else []
         if not known:
             return np.zeros(self.size, dtype=np.float32)
         scores: np.ndarray[Any, np.dtype[np.float32]] = self._index.get_scores(known)
@@ -80,6 +90,36 @@ class Ranking:
         matching = [i for i in chosen if scores[i] > 0]
         matching.sort(key=lambda i: (-float(scores[i]), i))
         return [(i, round(float(scores[i]), 4)) for i in matching[:limit]]
+
+
+def _index(texts: Sequence[Sequence[str]]) -> Any:
+    import bm25s
+
+    if not any(texts):
+        return None
+    index = bm25s.BM25()
+    index.index(list(texts), show_progress=False)
+    return index
+
+
+def _save(index: Any, folder: Path, made_from: str) -> None:
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    index.save(part)
+    (part / "made_from").write_text(made_from)
+    shutil.rmtree(folder, ignore_errors=True)
+    part.replace(folder)
+
+
+def _load(folder: Path, made_from: str) -> Any:
+    import bm25s
+
+    try:
+        if (folder / "made_from").read_text() != made_from:
+            return None
+        return bm25s.BM25.load(folder)
+    except (OSError, ValueError, KeyError):  # not there, or damaged
+        return None
 
 
 def terms(text: str, language: str = "en") -> list[str]:

@@ -92,7 +92,7 @@ def retrieval(data: Path) -> None:
 
         start = time.perf_counter()
         every = [p for _, _, found_there in source._files for p in found_there]
-        ranking = Ranking([terms(_searched(p)) for p in every])
+        ranking = Ranking(lambda: [terms(_searched(p)) for p in every], [False] * len(every))
         index = time.perf_counter() - start
         start = time.perf_counter()
         for q in asked:
