@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,49 +15,42 @@ from pydantic import BaseModel, ValidationError
 
 from cmgr.errors import CmgrError, MissingError, UsageError
 from cmgr.recipe import Generator
+from cmgr.records import Message
 
 Shape = TypeVar("Shape", bound=BaseModel)
-Complete = Callable[[list[dict[str, str]], dict[str, Any]], str]  # messages, schema -> text
 
-TOKENS = 2048  # of an answer
-CONTEXT = 4096  # of a model in this process
+CONTEXT = 8192  # of a model in this process
+_FORMATS = ("json_schema", "json_object", "text")  # strongest first
 
 
 class RefusedError(CmgrError):
-    """The model did not give what it was asked for."""
+    """The model did not give what it was asked for; asking again would not help."""
 
 
-class Writer:
-    """The model of a recipe's generator.
+class TroubleError(CmgrError):
+    """The server had trouble; asking again may help. `wait`: seconds that it asked for."""
 
-    Raises MissingError where its key or file is not there, UsageError where the recipe names none.
+    def __init__(self, reason: str, limited: bool = False, wait: float = 0.0) -> None:
+        super().__init__(reason)
+        self.limited = limited
+        self.wait = wait
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a model wrote; tokens as the server counts them (0 where it does not)."""
+
+    text: str
+    prompt_tokens: int = 0
+    answer_tokens: int = 0
+    finish: str = "stop"
+
+
+class Endpoint:
+    """Chat completions; the strongest structured output that the server takes, found out once.
+
+    Raises MissingError where a key is needed and not there.
     """
-
-    def __init__(self, generator: Generator, folder: Path) -> None:
-        self.name = generator.model
-        if generator.kind == "openai_compatible":
-            self._complete: Complete = _Endpoint(generator).complete
-        elif generator.kind == "llama":
-            self._complete = _Local(generator.model, folder).complete
-        else:
-            raise UsageError(
-                "the recipe's generator is extractive: no model that could write. "
-                "Set generator.kind to openai_compatible or llama."
-            )
-
-    def ask(self, system: str, user: str, shape: type[Shape]) -> Shape:
-        """An answer of this shape, checked. Raises RefusedError; MissingError for a bad key."""
-        messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
-        text = self._complete(messages, shape.model_json_schema())
-        found = re.search(r"\{.*\}", text, re.DOTALL)
-        try:
-            return shape.model_validate_json(found[0] if found else text)
-        except ValidationError:
-            raise RefusedError(f"{self.name} gave no such JSON: {text[:120]!r}") from None
-
-
-class _Endpoint:
-    """Chat completions; the strongest structured output that the server takes, found out once."""
 
     def __init__(self, generator: Generator) -> None:
         import openai
@@ -66,71 +61,221 @@ class _Endpoint:
                 f"{generator.model} needs a key in the environment variable {generator.key_env}. "
                 "Set it, or name a server of your own: generator.base_url."
             )
-        self._model = generator.model
+        self._settings = generator
         self._where = generator.base_url or "OpenAI"
-        self._client = openai.OpenAI(
-            api_key=key or "none", base_url=generator.base_url, max_retries=4, timeout=120
+        self._client = openai.AsyncOpenAI(
+            api_key=key or "none",
+            base_url=generator.base_url,
+            max_retries=0,
+            timeout=generator.timeout,
         )
-        self._formats = ["json_schema", "json_object", "text"]
+        self.form = 0  # the place in _FORMATS of what the server takes
 
-    def complete(self, messages: list[dict[str, str]], schema: dict[str, Any]) -> str:
+    async def complete(
+        self, messages: Sequence[Message], schema: dict[str, Any], tokens: int
+    ) -> Completion:
+        """One answer within the recipe's time.
+
+        Raises RefusedError, TroubleError, and MissingError for a key or model that will not do.
+        """
         import openai
 
         while True:
+            form = self.form
             try:
-                answer = self._client.chat.completions.create(
-                    model=self._model,
-                    messages=messages,  # type: ignore[arg-type]
-                    max_tokens=TOKENS,
-                    response_format=self._format(schema),
+                answer = await asyncio.wait_for(
+                    self._client.chat.completions.create(
+                        model=self._settings.model,
+                        messages=[m.model_dump() for m in messages],  # type: ignore[misc]
+                        max_tokens=tokens,
+                        temperature=self._settings.temperature,
+                        seed=self._settings.seed,
+                        response_format=response_format(_FORMATS[form], schema),
+                    ),
+                    self._settings.timeout,
                 )
-                break
-            except openai.AuthenticationError:
-                raise MissingError(f"{self._where} refuses the key. Set another.") from None
+                return self._read(answer)
+            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+                if form + 1 == len(_FORMATS):
+                    raise RefusedError(f"{self._where}: {error.message}"[:300]) from None
+                self.form = max(self.form, form + 1)
+            except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+                told = f" ({error.status_code})"
+                raise MissingError(f"{self._where} refuses the key{told}. Set another.") from None
             except openai.NotFoundError:
                 raise MissingError(
-                    f"{self._where} has no model {self._model!r}: correct generator.model"
+                    f"{self._where} has no model {self._settings.model!r}: correct generator.model"
                 ) from None
-            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-                if len(self._formats) == 1:
-                    raise RefusedError(f"{self._where}: {error.message}"[:300]) from None
-                self._formats.pop(0)
-            except openai.APIError as error:
-                raise CmgrError(f"{self._where}: {error.message}"[:300]) from None
-        choice = answer.choices[0].message if answer.choices else None
-        if choice is None or getattr(choice, "refusal", None) or not choice.content:
-            raise RefusedError(f"{self._model} refused to answer")
-        return choice.content
+            except openai.RateLimitError as error:
+                if error.code == "insufficient_quota":
+                    raise MissingError(f"{self._where}: the account has no quota left") from None
+                wait = error.response.headers.get("retry-after", "")
+                seconds = float(wait) if re.fullmatch(r"\d+(\.\d+)?", wait) else 0.0
+                raise TroubleError("rate limited (429)", limited=True, wait=seconds) from None
+            except (TimeoutError, openai.APITimeoutError):
+                raise TroubleError("timed out") from None
+            except openai.APIConnectionError:
+                raise TroubleError("broken connection") from None
+            except openai.APIStatusError as error:
+                raise TroubleError(f"status {error.status_code}") from None
+            except (openai.APIError, ValueError) as error:  # a body that is no JSON, no UTF-8
+                raise TroubleError(f"invalid answer ({type(error).__name__})") from None
 
-    def _format(self, schema: dict[str, Any]) -> Any:
-        name = self._formats[0]
-        if name == "json_schema":
-            inner = {"name": "answer", "strict": True, "schema": schema}
-            return {"type": "json_schema", "json_schema": inner}
-        if name == "json_object":
-            return {"type": "json_object", "schema": schema}
-        return {"type": "text"}
+    def _read(self, answer: Any) -> Completion:
+        choices = getattr(answer, "choices", None)
+        if not choices or getattr(choices[0], "message", None) is None:
+            raise TroubleError("invalid answer (no choices)")
+        message = choices[0].message
+        usage = answer.usage
+        finish = "refused" if getattr(message, "refusal", None) else choices[0].finish_reason
+        return Completion(
+            str(message.content or ""),
+            int(getattr(usage, "prompt_tokens", 0) or 0),
+            int(getattr(usage, "completion_tokens", 0) or 0),
+            finish or "stop",
+        )
+
+    async def close(self) -> None:
+        """Let the connections go."""
+        await self._client.close()
 
 
-class _Local:
-    """A GGUF through llama-cpp-python, its grammar made from the schema."""
+def response_format(name: str, schema: dict[str, Any]) -> Any:
+    """The request for structured output as OpenAI, or llama-cpp-python's server, wants it."""
+    if name == "json_schema":
+        inner = {"name": "answer", "strict": True, "schema": schema}
+        return {"type": "json_schema", "json_schema": inner}
+    if name == "json_object":
+        return {"type": "json_object", "schema": schema}
+    return {"type": "text"}
 
-    def __init__(self, reference: str, folder: Path) -> None:
+
+class Local:
+    """A GGUF through llama-cpp-python, its grammar made from the schema.
+
+    Raises MissingError where the file is not there.
+    """
+
+    def __init__(self, generator: Generator, folder: Path) -> None:
         from cmgr.base import resolve
         from cmgr.loading import library
 
-        base = resolve(reference, folder)
+        self._settings = generator
+        base = resolve(generator.model, folder)
         self._model = library().Llama(str(base.gguf), n_ctx=CONTEXT, verbose=False)
 
-    def complete(self, messages: list[dict[str, str]], schema: dict[str, Any]) -> str:
+    def complete(
+        self, messages: Sequence[Message], schema: dict[str, Any], tokens: int
+    ) -> Completion:
+        """One answer. Raises RefusedError where the prompt does not fit."""
         try:
             answer = self._model.create_chat_completion(
-                messages=messages,
-                max_tokens=TOKENS,
-                temperature=0.7,
-                seed=1,
+                messages=[m.model_dump() for m in messages],
+                max_tokens=tokens,
+                temperature=self._settings.temperature,
+                seed=self._settings.seed,
                 response_format={"type": "json_object", "schema": schema},
             )
-        except ValueError as error:  # the prompt does not fit
-            raise RefusedError(str(error)) from None
-        return str(answer["choices"][0]["message"]["content"] or json.dumps(None))
+        except ValueError as error:
+            raise RefusedError(str(error)[:200]) from None
+        usage = answer["usage"]
+        return Completion(
+            str(answer["choices"][0]["message"]["content"] or ""),
+            int(usage["prompt_tokens"]),
+            int(usage["completion_tokens"]),
+            answer["choices"][0]["finish_reason"] or "stop",
+        )
+
+
+class Writer:
+    """The model of a recipe's generator, for one answer at a time.
+
+    Raises MissingError where its key or file is not there, UsageError where the recipe names none.
+    """
+
+    def __init__(self, generator: Generator, folder: Path) -> None:
+        if generator.kind == "extractive":
+            raise UsageError(
+                "the recipe's generator is extractive: no model that could write. "
+                "Set generator.kind to openai_compatible or llama."
+            )
+        self._generator = generator
+        self._form = 0
+        self._local = Local(generator, folder) if generator.kind == "llama" else None
+        if self._local is None:
+            Endpoint(generator)  # its key is missed now rather than later
+
+    def ask(self, system: str, user: str, shape: type[Shape], tokens: int = 2048) -> Shape:
+        """An answer of this shape, checked; asked again where the server has trouble.
+
+        Raises RefusedError, MissingError, and TroubleError where the trouble does not end.
+        """
+        messages = [Message(role="system", content=system), Message(role="user", content=user)]
+        schema = shape.model_json_schema()
+        if self._local:
+            text = self._local.complete(messages, schema, tokens).text
+        else:
+            text = asyncio.run(self._patiently(messages, schema, tokens))
+        try:
+            return shape.model_validate(repair(text))
+        except ValidationError:
+            name = self._generator.model
+            raise RefusedError(f"{name} gave no such JSON: {text[:120]!r}") from None
+
+    async def _patiently(
+        self, messages: Sequence[Message], schema: dict[str, Any], tokens: int
+    ) -> str:
+        endpoint = Endpoint(self._generator)
+        endpoint.form = self._form
+        try:
+            for tried in range(self._generator.retries + 1):
+                try:
+                    return (await endpoint.complete(messages, schema, tokens)).text
+                except TroubleError as trouble:
+                    if tried == self._generator.retries:
+                        raise
+                    await asyncio.sleep(trouble.wait or self._generator.backoff * 2**tried)
+        finally:
+            self._form = endpoint.form
+            await endpoint.close()
+        raise AssertionError  # not reached
+
+
+def repair(text: str) -> Any:
+    """The JSON object in a model's words, or None.
+
+    Around it there may be talk and code fences; one that was cut off is closed after its last
+    complete value, so that what is whole in it counts.
+    """
+    start = text.find("{")
+    if start < 0:
+        return None
+    try:
+        value, _ = json.JSONDecoder().raw_decode(text[start:])
+        return value
+    except ValueError:
+        pass
+    body = re.sub(r",(\s*[}\]])", r"\1", text[start:])  # a comma too many
+    open_brackets: list[str] = []
+    inside = escaped = False
+    ends: list[tuple[int, str]] = []  # where a value ends, and what would close the rest
+    for at, c in enumerate(body):
+        if inside:
+            inside = escaped or c != '"'
+            escaped = c == "\\" and not escaped
+        elif c == '"':
+            inside, escaped = True, False
+        elif c in "{[":
+            open_brackets.append("}" if c == "{" else "]")
+        elif c in "}]":
+            if not open_brackets or open_brackets.pop() != c:
+                break
+            ends.append((at + 1, "".join(reversed(open_brackets))))
+            if not open_brackets:
+                break
+    for end, closing in reversed(ends[-20:]):
+        try:
+            return json.loads(body[:end] + closing)
+        except ValueError:
+            continue
+    return None

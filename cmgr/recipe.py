@@ -64,15 +64,51 @@ class Wording(_Part):
 
 
 class Task(_Part):
-    """A culture-sensitive downstream task: fixed instruction, prompt and answer format."""
+    """A culture-sensitive downstream task: fixed instruction, prompt and answer format.
+
+    `wordings` turn a question of the evidence into a prompt (the extractive generator). A model
+    fills `fields` (name: what stands in it) of `prompt`, which may use {culture}, {place} and
+    {options} too. The answer is one of `labels`, one of `options` texts that are written with each
+    item (by its letter where the prompt shows {options}), or free text of up to `max_words`.
+    `shows` says what a prompt may give away. `examples` are items as they should be: the fields,
+    and `answer`.
+    """
 
     id: str
     name: str
     instruction: str = ""
     queries: list[str] = Field(min_length=1)  # templates with {culture} and {topic}
-    wordings: list[Wording] = Field(min_length=1)
+    wordings: list[Wording] = []
+    prompt: str = ""
+    fields: dict[str, str] = {}
+    labels: list[str] = []
+    options: int = Field(default=0, ge=0, le=10)
+    max_words: int = Field(default=60, ge=1)
+    shows: list[Literal["culture", "answer"]] = ["culture"]
+    examples: list[dict[str, str | list[str]]] = []
 
     _id = field_validator("id")(_checked_id)
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if not self.wordings and not self.prompt:
+            raise ValueError("a task has `wordings` or a `prompt` with `fields`")
+        if self.labels and (self.options or len(set(self.labels)) < max(2, len(self.labels))):
+            raise ValueError("`labels` are two or more, distinct, and exclude `options`")
+        if self.options == 1:
+            raise ValueError("`options` are two or more")
+        if self.prompt:
+            used = set(re.findall(r"\{(\w+)\}", self.prompt))
+            unknown = used - self.fields.keys() - {"culture", "place", "options"}
+            if unknown or not used & self.fields.keys():
+                raise ValueError(
+                    "a prompt uses its {fields}, and may use {culture}, {place}, {options}"
+                    + (f"; it has {', '.join(sorted(unknown))}" if unknown else "")
+                )
+        for name in ("culture", "place", "options", "answer", "quote", "passage"):
+            if name in self.fields:
+                raise ValueError(f"a field cannot be named {name}")
+        return self
 
 
 # where evidence can come from: a file of cmgr/sources/, and the key that it cannot do without
@@ -157,16 +193,41 @@ class Web(_Part):
     allow: list[str] = []
 
 
+class Price(_Part):
+    """US dollars per million tokens."""
+
+    input: float = Field(ge=0)
+    output: float = Field(ge=0)
+
+
 class Generator(_Part):
     """Who writes: nobody (cut from the evidence), an OpenAI-compatible endpoint, a local GGUF.
 
     `key_env` names the environment variable that holds the key; no `base_url` is OpenAI's own.
+    Each call shows up to `passages` of one topic and asks for `per_call` examples; `contrast`: also
+    for situations that two cultures answer differently. `prompts` replace those that cmgr has, by
+    name. `judge` is the least score (1 to 5) that the model itself must give an example; `again`:
+    it must come to the same answer from the passage alone.
     """
 
     kind: Literal["extractive", "openai_compatible", "llama"] = "extractive"
     model: str = "gpt-4o"
     base_url: str | None = None
     key_env: str = "OPENAI_API_KEY"
+    temperature: float = Field(default=0.7, ge=0, le=2)
+    seed: int = 1
+    passages: int = Field(default=3, ge=1, le=3)
+    per_call: int = Field(default=4, ge=1, le=20)
+    contrast: bool = True
+    languages: Literal["english", "local", "both"] = "english"
+    prompts: dict[str, str] = {}
+    price: Price | None = None
+    timeout: float = Field(default=120, gt=0)
+    retries: int = Field(default=5, ge=0)
+    backoff: float = Field(default=1.0, ge=0)
+    most_at_once: int = Field(default=64, ge=1)
+    judge: int | None = Field(default=None, ge=1, le=5)
+    again: bool = False
     unseen_facts: float = Field(default=0.2, ge=0, lt=1)
 
 

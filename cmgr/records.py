@@ -92,7 +92,10 @@ class Message(BaseModel):
 
 
 class Example(Record):
-    """One training or held-out item: `messages` is the prompt, `answer` what follows it."""
+    """One training or held-out item: `messages` is the prompt, `answer` what follows it.
+
+    `judge` is a judge model's score, 1 to 5; `reviewer` and `reason` are those of a review.
+    """
 
     id: str
     culture: str
@@ -107,6 +110,9 @@ class Example(Record):
     generator: str
     created_at: str
     review: Literal["pending", "accepted", "edited", "rejected"] = "pending"
+    judge: int | None = None
+    reviewer: str = ""
+    reason: str = ""
 
 
 class Label(Record):

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from cmgr import search
-from cmgr.checks import check
+from cmgr.checks import Checks, supports
 from cmgr.errors import MissingError
-from cmgr.generators import extractive
+from cmgr.generators import extractive, llama, openai_compatible, writing
+from cmgr.generators.calls import Budget, Calls, price_of, tokens_of
+from cmgr.llm import repair
 from cmgr.records import Evidence, Example, Record, make_id, now
-from cmgr.sources.passages import names_of
 from cmgr.workspace import Progress, Workspace, hash_records, read_json
+
+# for a forecast: tokens of an example, tokens a second of a small model here, seconds a call
+SHOWN, TOKENS_A_SECOND, CALL_SECONDS = 150, 100, 8
 
 
 def wanted_inputs(ws: Workspace) -> str:
@@ -29,16 +34,30 @@ def current_examples(ws: Workspace) -> list[Example]:
     return [e for e in found if e.id in wanted and e.review != "rejected"]
 
 
+@dataclass
+class Outcome:
+    """What came of one culture's share: kept, and left out with the reason; calls not answered."""
+
+    kept: list[Example] = field(default_factory=list)
+    failed: list[Record] = field(default_factory=list)
+    came: Counter[str] = field(default_factory=Counter)  # by task ("" for broad)
+    unanswered: int = 0
+
+
 def build(
     ws: Workspace,
     force: bool = False,
     progress: Progress | None = None,
     cultures: Sequence[str] | None = None,
+    max_cost: float | None = None,
+    max_calls: int | None = None,
 ) -> bool:
     """Make the examples of these cultures (or all), where out of date; returns whether it was.
 
-    Only new examples are appended; what fails a check goes to quarantine.jsonl, once. Raises
-    MissingError where there is no evidence.
+    Only new examples are appended; what fails a check goes to quarantine.jsonl, once. A model's
+    answers are kept as they come, so that none is paid for twice; calls that `max_cost` (US
+    dollars) or `max_calls` forbid are not made, and the culture is then not up to date. Raises
+    MissingError where there is no evidence, or the generator's key or model is not there.
     """
     recipe = ws.recipe
     wanted = recipe.pick(list(cultures) if cultures else None)
@@ -58,60 +77,269 @@ def build(
         for c in wanted
         if force
         or parts.get(c.id, {}).get("inputs") != inputs
+        or parts[c.id].get("unanswered")
         or not have.issuperset(parts[c.id]["ids"])
     ]
     if not todo and ws.is_current("synthesize", _joined_parts(parts)):
         return False
 
-    kept, failed = _checked(ws, evidence)
+    if recipe.generator.kind == "extractive":
+        made = _checked(ws, evidence, list(extractive.generate(recipe, evidence)), {})
+    else:
+        budget = Budget(price_of(recipe.generator), max_cost, max_calls)
+        made = _written(ws, evidence, [c.id for c in todo], budget, progress)
     quarantined = {getattr(r, "id", "") for r in ws.read("quarantine", Record)}
     for done, culture in enumerate(todo, 1):
-        mine = kept.get(culture.id, [])
-        ws.append("examples", [e for e in mine if e.id not in have])
-        bad = failed.get(culture.id, [])
+        mine = made.get(culture.id, Outcome())
+        ws.append("examples", [e for e in mine.kept if e.id not in have])
+        bad = mine.failed
         ws.append("quarantine", [r for r in bad if getattr(r, "id", "") not in quarantined])
         parts[culture.id] = {
             "inputs": inputs,
-            "ids": [e.id for e in mine],
-            "examples": dict(Counter(f"{e.stage}/{e.split}" for e in mine)),
+            "ids": [e.id for e in mine.kept],
+            "examples": dict(Counter(f"{e.stage}/{e.split}" for e in mine.kept)),
             "quarantined": len(bad),
+            "yield": _yields(mine),
+            "unanswered": mine.unanswered,
         }
         _finish(ws, parts)
-        if progress:
+        if progress and recipe.generator.kind == "extractive":
             progress(f"synthesize · {culture.name}", done, len(todo))
     if not todo:
         _finish(ws, parts)
     return bool(todo)
 
 
+def _yields(mine: Outcome) -> dict[str, dict[str, Any]]:
+    """Per task (broad: for all): how many came, passed, and why the rest did not."""
+    kept = Counter(e.task or "broad" for e in mine.kept)
+    reasons: dict[str, Counter[str]] = defaultdict(Counter)
+    for record in mine.failed:
+        value = record.model_dump()
+        reasons[value.get("task") or "broad"][value["reason"]] += 1
+    return {
+        task: {"came": n, "kept": kept[task], "left_out": dict(reasons[task])}
+        for task, n in mine.came.items()
+    }
+
+
 def _checked(
-    ws: Workspace, evidence: list[Evidence]
-) -> tuple[dict[str, list[Example]], dict[str, list[Record]]]:
+    ws: Workspace,
+    evidence: list[Evidence],
+    examples: Sequence[Example],
+    prompts: dict[str, str],
+) -> dict[str, Outcome]:
     """The examples that stand every check, and the others with the reason, by culture."""
-    by_id = {e.id: e for e in evidence}
-    names = [name for culture in ws.recipe.cultures for name in names_of(culture)]
-    kept: dict[str, list[Example]] = {}
-    failed: dict[str, list[Record]] = {}
-    seen: set[str] = set()
-    for example in extractive.generate(ws.recipe, evidence):
-        prompt = [m.model_dump() for m in example.messages]
-        same = make_id(example.culture, example.task, prompt, example.answer)
-        reason = check(example, by_id, names)
-        if reason is None and same in seen:
-            reason = "the same prompt and answer as an earlier example"
+    checks = Checks(ws.recipe, evidence, search.excluded_items(ws), list(prompts.values()))
+    made: dict[str, Outcome] = defaultdict(Outcome)
+    for example in examples:
+        mine = made[example.culture]
+        mine.came[example.task or "broad"] += 1
+        reason = checks.reason(example)
         if reason is None:
-            seen.add(same)
-            kept.setdefault(example.culture, []).append(example)
+            mine.kept.append(example)
         else:
-            record = {
-                **example.model_dump(),
-                "id": make_id("quarantine", example.id, reason),
-                "example_id": example.id,
-                "reason": reason,
-                "at": now(),
-            }
-            failed.setdefault(example.culture, []).append(Record.model_validate(record))
-    return kept, failed
+            mine.failed.append(_left_out(example, reason))
+    return made
+
+
+def _left_out(example: Example, reason: str) -> Record:
+    return Record.model_validate(
+        {
+            **example.model_dump(),
+            "id": make_id("quarantine", example.id, reason),
+            "example_id": example.id,
+            "reason": reason,
+            "at": now(),
+        }
+    )
+
+
+# -- a model writes -----------------------------------------------------------------------------
+
+
+def planned(ws: Workspace, cultures: Sequence[str] | None = None) -> list[writing.Request]:
+    """The calls that have no answer yet."""
+    wanted = {c.id for c in ws.recipe.pick(list(cultures) if cultures else None)}
+    calls = _calls(ws)
+    return [r for r in _requests(ws, wanted) if calls.get(r) is None]
+
+
+def _requests(ws: Workspace, wanted: set[str]) -> list[writing.Request]:
+    found = writing.requests(ws.recipe, search.current_evidence(ws))
+    return [r for r in found if wanted & {r.culture, r.other}]
+
+
+def _calls(ws: Workspace) -> Calls:
+    return Calls(ws.path("cache", "calls"))
+
+
+def _written(
+    ws: Workspace,
+    evidence: list[Evidence],
+    cultures: list[str],
+    budget: Budget,
+    progress: Progress | None,
+) -> dict[str, Outcome]:
+    requests = _requests(ws, set(cultures))
+    calls = _calls(ws)
+    _ask(ws, [r for r in requests if calls.get(r) is None], calls, budget, progress)
+    examples: list[Example] = []
+    malformed: list[tuple[writing.Request, str]] = []
+    unanswered: Counter[str] = Counter()
+    for request in requests:
+        text = calls.get(request)
+        if text is None:
+            unanswered[request.culture] += 1
+            continue
+        items = writing.items(text)
+        if not items:
+            malformed.append((request, "no example in the answer"))
+        for item in items:
+            try:
+                examples += writing.examples(ws.recipe, request, item)
+            except writing.MalformedError as error:
+                malformed.append((request, f"schema: {error}"))
+    system = writing.prompt(ws.recipe.generator, "system", {})
+    made = _checked(ws, evidence, examples, {"system": system})
+    for n, (request, reason) in enumerate(malformed):
+        mine = made[request.culture]
+        mine.came[request.task or "broad"] += 1
+        mine.failed.append(
+            Record.model_validate(
+                {
+                    "id": make_id("quarantine", request.key, n, reason),
+                    "culture": request.culture,
+                    "task": request.task or None,
+                    "call": request.key,
+                    "reason": reason,
+                    "at": now(),
+                }
+            )
+        )
+    for culture, count in unanswered.items():
+        made[culture].unanswered = count
+    if ws.recipe.generator.judge:
+        _look_again(ws, evidence, made, "judge", calls, budget, progress)
+    if ws.recipe.generator.again:
+        _look_again(ws, evidence, made, "again", calls, budget, progress)
+    if budget.stopped:
+        ws.say(f"stopped before {budget.stopped} would be exceeded; what was written is kept")
+    if budget.calls:
+        spent = f"${budget.cost:.4f}" if budget.price else "unknown: set generator.price"
+        ws.say(
+            f"{budget.calls} calls, {budget.tokens['input']} tokens in, "
+            f"{budget.tokens['output']} out, cost {spent}"
+        )
+    return made
+
+
+def _ask(
+    ws: Workspace,
+    requests: Sequence[writing.Request],
+    calls: Calls,
+    budget: Budget,
+    progress: Progress | None,
+) -> None:
+    """Make these calls, and tell how far it is and what it costs."""
+    if not requests:
+        return
+    done = 0
+    failed: Counter[str] = Counter()
+    total = sum(budget.most(r) for r in requests)
+
+    def told(request: writing.Request, reason: str | None) -> None:
+        nonlocal done
+        done += 1
+        if reason:
+            failed[reason] += 1
+        if progress:
+            label = "synthesize"
+            if total and budget.price:
+                label += f" · ${budget.cost:.2f} of ~${budget.cost / done * len(requests):.2f}"
+            if failed:
+                label += f" · {failed.total()} errors"
+            progress(label, done, len(requests))
+
+    generator = ws.recipe.generator
+    if generator.kind == "llama":
+        llama.write(generator, ws.folder, requests, calls, budget, told)
+    else:
+        openai_compatible.write(generator, requests, calls, budget, told)
+    if failed:
+        ws.say(f"calls without an answer: {_counted(failed)}. Run again to make them.")
+
+
+def _look_again(
+    ws: Workspace,
+    evidence: list[Evidence],
+    made: dict[str, Outcome],
+    kind: Literal["judge", "again"],
+    calls: Calls,
+    budget: Budget,
+    progress: Progress | None,
+) -> None:
+    """Drop what a judge scores too low, or what the model answers otherwise from its passage."""
+    by_id = {item.id: item for item in evidence}
+    looks = {
+        e.id: writing.second_look(ws.recipe, kind, e, by_id[e.evidence_ids[0]])
+        for mine in made.values()
+        for e in mine.kept
+    }
+    _ask(ws, [r for r in looks.values() if calls.get(r) is None], calls, budget, progress)
+    least = ws.recipe.generator.judge or 0
+    for mine in made.values():
+        kept = []
+        for example in mine.kept:
+            text = calls.get(looks[example.id])
+            if text is None:
+                mine.unanswered += 1
+                kept.append(example)
+                continue
+            value = repair(text)
+            value = value if isinstance(value, dict) else {}
+            reason = None
+            if kind == "judge":
+                score = value.get("score")
+                score = score if isinstance(score, int) and 1 <= score <= 5 else 0
+                example = example.model_copy(update={"judge": score})
+                reason = None if score >= least else f"judge: {score} of 5"
+            else:
+                answer = str(value.get("answer", ""))
+                same = answer == example.answer or (
+                    not example.inputs.get("options") and supports(answer, example.answer)
+                )
+                reason = None if same else "another answer from the passage alone"
+            if reason:
+                mine.failed.append(_left_out(example, reason))
+            else:
+                kept.append(example)
+        mine.kept = kept
+
+
+def forecast(ws: Workspace, requests: Sequence[writing.Request]) -> dict[str, Any]:
+    """What these calls mean, by estimate: tokens, US dollars (None where no price is known)."""
+    asked = sum(tokens_of(m.content) for r in requests for m in r.messages)
+    each = ws.recipe.generator.per_call * SHOWN
+    price = price_of(ws.recipe.generator)
+    written = each * len(requests)
+    local = ws.recipe.generator.kind == "llama"
+    # one after the other here; elsewhere many at once
+    seconds = written / TOKENS_A_SECOND if local else CALL_SECONDS * (1 + len(requests) / 32)
+    return {
+        "calls": len(requests),
+        "input_tokens": asked,
+        "output_tokens": written,
+        "minutes": seconds / 60 if requests else 0.0,
+        "cost": (asked * price.input + written * price.output) / 1e6 if price else None,
+    }
+
+
+def _counted(values: Counter[str]) -> str:
+    return ", ".join(f"{reason} ({n})" for reason, n in values.most_common())
+
+
+# -- what is up to date -------------------------------------------------------------------------
 
 
 def _finish(ws: Workspace, parts: dict[str, dict[str, Any]]) -> None:
@@ -132,11 +360,12 @@ def _parts(ws: Workspace) -> dict[str, dict[str, Any]]:
 
 
 def _inputs(ws: Workspace, evidence: list[Evidence]) -> str:
+    running = {"timeout", "retries", "backoff", "most_at_once", "price", "key_env"}
     return hash_records(
         evidence,
         [culture.model_dump() for culture in ws.recipe.cultures],
         [task.model_dump() for task in ws.recipe.tasks],
-        ws.recipe.generator.model_dump(),
+        ws.recipe.generator.model_dump(exclude=running),
     )
 
 
@@ -145,4 +374,6 @@ def _joined(inputs: dict[str, str]) -> str:
 
 
 def _joined_parts(parts: dict[str, dict[str, Any]]) -> str:
-    return _joined({culture: part["inputs"] for culture, part in parts.items()})
+    short = [culture for culture, part in parts.items() if part.get("unanswered")]
+    inputs = {culture: part["inputs"] for culture, part in parts.items()}
+    return make_id("unanswered", short, inputs) if short else _joined(inputs)

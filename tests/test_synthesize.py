@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from cmgr import search, synthesize
+from cmgr.checks import Checks
 from cmgr.errors import MissingError
 from cmgr.records import Example, Record
 from cmgr.workspace import Workspace, read_json
@@ -192,7 +193,10 @@ def test_a_passage_without_a_match_is_broad_only(ws: Workspace) -> None:
 def test_what_fails_a_check_goes_to_quarantine_once(
     ws: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(synthesize, "check", lambda e, *_: "no good" if e.split == "fact" else None)
+    def reason(_: Checks, example: Example) -> str | None:
+        return "no good" if example.split == "fact" else None
+
+    monkeypatch.setattr(Checks, "reason", reason)
     examples = made(ws)
     synthesize.build(ws, force=True)
     assert all(e.split != "fact" for e in examples)

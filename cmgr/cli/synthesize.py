@@ -2,47 +2,141 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
 from cmgr.cli.console import (
     CultureOption,
     ForceOption,
     JsonOption,
     WorkspaceOption,
     emit_json,
+    out,
+    plain,
     progress,
     say,
     table,
 )
 
+if TYPE_CHECKING:
+    from cmgr.workspace import Workspace
+
 
 def command(
     workspace: WorkspaceOption = None,
     culture: CultureOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show calls, tokens, cost and time; ask nobody")
+    ] = False,
+    show_prompt: Annotated[
+        bool, typer.Option("--show-prompt", help="Show what the model is told, of each kind once")
+    ] = False,
+    max_cost: Annotated[
+        float | None, typer.Option(min=0, help="US dollars that may be spent in this run")
+    ] = None,
+    max_calls: Annotated[
+        int | None, typer.Option(min=0, help="Calls that may be made in this run")
+    ] = None,
     force: ForceOption = False,
     json: JsonOption = False,
 ) -> None:
     """Write examples from the evidence, and check each."""
     from cmgr import synthesize
+    from cmgr.errors import PartialError
     from cmgr.workspace import Workspace, read_json
 
     ws = Workspace.find(workspace, say)
+    if show_prompt:
+        _show_prompts(ws)
+        return
+    if dry_run:
+        _forecast(ws, culture, json)
+        return
     with ws.lock("cmgr synthesize"), progress() as show:
-        made = synthesize.build(ws, force, show, culture)
+        made = synthesize.build(ws, force, show, culture, max_cost, max_calls)
     if not made:
         say("synthesize: up to date")
     parts = (read_json(ws.manifest_path("synthesize")) or {}).get("cultures", {})
+    mine = {c.id: parts[c.id] for c in ws.recipe.pick(culture) if c.id in parts}
+    if json:
+        for culture_id, part in mine.items():
+            facts = {k: v for k, v in part.items() if k not in {"inputs", "ids", "examples"}}
+            emit_json({"culture": culture_id, **part["examples"], **facts})
+    else:
+        _show_tables(mine)
+    unanswered = sum(part["unanswered"] for part in mine.values())
+    if unanswered:
+        raise PartialError(
+            f"{unanswered} calls have no answer yet. `cmgr synthesize` makes them; "
+            "what was written is kept."
+        )
+
+
+def _show_tables(parts: dict[str, dict[str, Any]]) -> None:
     kinds = ("broad/fit", "task/fit", "task/wording", "task/fact")
     rows = [
-        (
-            c.id,
-            *(parts[c.id]["examples"].get(kind, 0) for kind in kinds),
-            parts[c.id]["quarantined"],
-        )
-        for c in ws.recipe.pick(culture)
-        if c.id in parts
+        (culture, *(part["examples"].get(kind, 0) for kind in kinds), part["quarantined"])
+        for culture, part in parts.items()
     ]
-    names = ("culture", *kinds, "quarantined")
+    table("Examples", ("culture", *kinds, "quarantined"), rows)
+    if any(part["quarantined"] for part in parts.values()):
+        yields = [
+            (
+                culture,
+                task,
+                counts["came"],
+                counts["kept"],
+                ", ".join(f"{r} {n}" for r, n in Counter(counts["left_out"]).most_common()),
+            )
+            for culture, part in parts.items()
+            for task, counts in part["yield"].items()
+        ]
+        table("Yield", ("culture", "task", "came", "passed", "why the others did not"), yields)
+
+
+def _show_prompts(ws: Workspace) -> None:
+    """The first call of each kind and task, as it is sent."""
+    from cmgr import search
+    from cmgr.errors import MissingError
+    from cmgr.generators import writing
+
+    shown = set()
+    for request in writing.requests(ws.recipe, search.current_evidence(ws)):
+        if (request.kind, request.task) not in shown:
+            shown.add((request.kind, request.task))
+            for message in request.messages:
+                out(f"--- {request.kind} {request.task} · {message.role}".replace("  ", " "))
+                out(plain(message.content))
+    if not shown:
+        raise MissingError("no evidence to show a prompt with. Find some: cmgr search")
+
+
+def _forecast(ws: Workspace, culture: list[str] | None, json: bool) -> None:
+    from cmgr import synthesize
+    from cmgr.generators.calls import prices_of_day
+
+    generator = ws.recipe.generator
+    if generator.kind == "extractive":
+        say("generator: extractive: no calls, no cost; seconds")
+        return
+    calls = synthesize.planned(ws, culture)
+    facts = synthesize.forecast(ws, calls)
     if json:
-        for row in rows:
-            emit_json(dict(zip(names, row, strict=True)))
-    else:
-        table("Examples", names, rows)
+        emit_json({"model": generator.model, **facts})
+        return
+    cost = f"${facts['cost']:.2f}" if facts["cost"] is not None else "unknown"
+    rows = [
+        ("model", generator.model),
+        ("calls", facts["calls"]),
+        ("tokens in, about", facts["input_tokens"]),
+        ("tokens out, about", facts["output_tokens"]),
+        ("cost, about", cost),
+        ("minutes, about", f"{facts['minutes']:.1f}"),
+    ]
+    table("Dry run", ("", ""), rows)
+    if facts["cost"] is None:
+        say(f"no price is known for {generator.model}: set generator.price in recipe.yaml")
+    elif generator.price is None and generator.base_url is None and facts["cost"]:
+        say(f"prices of {prices_of_day()}; generator.price goes before them")

@@ -41,6 +41,11 @@ def wanted_inputs(ws: Workspace) -> str:
     return _joined({c.id: _inputs(ws, c, asked, folders, excluded) for c in ws.recipe.cultures})
 
 
+def excluded_items(ws: Workspace) -> Excluded:
+    """The evaluation items that no evidence and no example may hold."""
+    return Excluded.read(path for path, _ in _excluded_paths(ws, ()))
+
+
 def build(
     ws: Workspace,
     force: bool = False,

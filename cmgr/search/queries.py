@@ -39,8 +39,12 @@ def topics(recipe: Recipe) -> list[str]:
 
 def languages(recipe: Recipe, culture: Culture) -> list[str]:
     """The languages that a culture is asked about in (ISO 639-1), English first."""
+    return languages_of(recipe.search.languages, culture)
+
+
+def languages_of(wanted: str, culture: Culture) -> list[str]:
+    """A culture's languages as `english`, `local` or `both` wants; English where none is known."""
     local = [code for code in culture.languages if code != "en"]
-    wanted = recipe.search.languages
     english = ["en"] if wanted != "local" or not local else []
     return english + (local if wanted != "english" else [])
 
@@ -136,20 +140,26 @@ def prompt(
     """The words in which a model is asked."""
     lines = [
         f"Culture: {culture.name}.",
-        f"Language of the queries: {_language_name(language)}.",
+        f"Language of the queries: {language_name(language)}.",
         f"Write {recipe.search.per_topic} for each of these topics: {'; '.join(wanted)}.",
     ]
     if task:
         lines.append(
             f"They serve a task, {task.name}. Its instruction: {task.instruction or 'none'} "
-            f"Its prompts look like this: {' | '.join(w.text for w in task.wordings[:3])}"
+            f"Its prompts look like this: {' | '.join(_looks(task))}"
         )
     else:
         lines.append("They serve no task in particular: broad norms, values and customs.")
     return "\n".join(lines)
 
 
-def _language_name(language: str) -> str:
+def _looks(task: Task) -> list[str]:
+    fields = [f"{name}: {what}" for name, what in task.fields.items()]
+    shown = [f"{k}: {v}" for example in task.examples[:3] for k, v in example.items()]
+    return [task.prompt or task.wordings[0].text, *fields, *shown]
+
+
+def language_name(language: str) -> str:
     try:
         from babel import Locale
 
@@ -305,6 +315,6 @@ def _tell_missing(ws: Workspace) -> None:
         for language in languages(ws.recipe, culture):
             if language != "en" and language not in known:
                 ws.say(
-                    f"{culture.name}: cmgr has no words in {_language_name(language)}: no queries "
+                    f"{culture.name}: cmgr has no words in {language_name(language)}: no queries "
                     "in it. Write some into queries.jsonl, or set search.writer to generator."
                 )

@@ -1,0 +1,446 @@
+"""cmgr/generators: every call has one outcome, is paid for once, and stops where money ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import cmgr, write_recipe
+from hypothesis import given
+from hypothesis import strategies as st
+from model_server import FAULTS, ModelServer, write_examples
+
+from cmgr import search, synthesize
+from cmgr.errors import MissingError, UsageError
+from cmgr.generators import openai_compatible
+from cmgr.generators.calls import Budget, Calls, price_of, tokens_of
+from cmgr.generators.openai_compatible import Level
+from cmgr.generators.writing import Request
+from cmgr.llm import Completion, repair
+from cmgr.recipe import Generator, Price
+from cmgr.records import Example, Message, Record
+from cmgr.workspace import Workspace, read_json
+
+NO_PRICE = Price(input=0, output=0)
+
+
+def generator(server: ModelServer, **changes: Any) -> Generator:
+    quick = {"kind": "openai_compatible", "model": "m", "timeout": 1, "backoff": 0.01}
+    return Generator.model_validate({**quick, "base_url": server.url, **changes})
+
+
+def request(number: int) -> Request:
+    message = Message(role="user", content=f"Passage 1 (Japan):\nIn Japan, people bow {number}.")
+    return Request(
+        f"{number:016x}", "task", "japan", "", "t", "en", (), (message,), {"type": "object"}, 100
+    )
+
+
+class Outcomes:
+    """What `write` told, per request."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, str | None]] = []
+
+    def __call__(self, request: Request, reason: str | None) -> None:
+        self.told.append((request.key, reason))
+
+
+def plain(_: dict[str, Any]) -> str:
+    return '{"examples": []}'
+
+
+def test_a_thousand_calls_with_faults_have_a_thousand_outcomes(tmp_path: Path) -> None:
+    def plan(number: int) -> str | None:
+        return FAULTS[(number // 5) % len(FAULTS)] if number % 5 == 0 else None
+
+    with ModelServer(plan, plain) as server:
+        calls, done = Calls(tmp_path), Outcomes()
+        requests = [request(n) for n in range(1000)]
+        budget = Budget(NO_PRICE)
+        failed = openai_compatible.write(generator(server), requests, calls, budget, done)
+        assert Counter(key for key, _ in done.told) == Counter(r.key for r in requests)
+        assert all(server.met[fault] > 20 for fault in FAULTS)
+        assert failed.total() < 5  # five more tries each: one in 5^6 fails for good
+        assert all(
+            (calls.get(r) is not None) == (reason is None)
+            for r, reason in zip(
+                sorted(requests, key=lambda r: r.key),
+                [t[1] for t in sorted(done.told)],
+                strict=True,
+            )
+        )
+        assert server.answered == 1000 - failed.total()  # none was paid for twice
+        before = len(server.asked)
+        missing = [r for r in requests if calls.get(r) is None]
+        openai_compatible.write(generator(server), missing, calls, budget, done)
+        assert len(server.asked) - before >= len(missing)
+
+
+@pytest.mark.parametrize(("fault", "told"), [("key", "refuses the key"), ("model", "no model 'm'")])
+def test_a_bad_key_or_model_stops_at_once(tmp_path: Path, fault: str, told: str) -> None:
+    with ModelServer(lambda _: fault) as server:
+        with pytest.raises(MissingError, match=told) as caught:
+            openai_compatible.write(
+                generator(server),
+                [request(n) for n in range(200)],
+                Calls(tmp_path),
+                Budget(NO_PRICE),
+                Outcomes(),
+            )
+        assert caught.value.exit_code == 3
+        assert len(server.asked) <= 8
+
+
+def test_what_a_server_does_not_mend_is_told_and_not_kept(tmp_path: Path) -> None:
+    with ModelServer(lambda _: "broken") as server:
+        calls, done = Calls(tmp_path), Outcomes()
+        settings = generator(server, retries=2)
+        failed = openai_compatible.write(settings, [request(1)], calls, Budget(NO_PRICE), done)
+        assert failed == {"status 500": 1}
+        assert len(server.asked) == 3
+        assert calls.get(request(1)) is None
+
+
+def test_as_many_at_once_as_the_server_takes(tmp_path: Path) -> None:
+    with ModelServer(answer=plain, latency=0.1, at_once=16) as server:
+        calls, done = Calls(tmp_path), Outcomes()
+        requests = [request(n) for n in range(300)]
+        budget = Budget(NO_PRICE)
+        failed = openai_compatible.write(
+            generator(server, timeout=10), requests, calls, budget, done
+        )
+        assert not failed
+        assert len(done.told) == server.answered == 300
+        assert server.met["limited"] < 200
+        assert budget.calls == 300
+
+
+def test_the_level_rises_and_halves() -> None:
+    level = Level(64)
+    for _ in range(100):
+        level.answered()
+    assert level.now == 64
+    level.limited(32, 0)
+    assert level.now == 32
+    level.limited(31, 0)  # of the same crowd
+    assert level.now == 31
+    time.sleep(0.25)
+    level.limited(30, 0)
+    assert level.now == 15.5
+    for _ in range(20):
+        level.answered()
+    assert 28 < level.now < 30
+
+
+def test_a_pause_that_the_server_asks_for_is_kept(tmp_path: Path) -> None:
+    with ModelServer(lambda n: "limited" if n == 0 else None, plain) as server:
+        server_wait = Level(8)
+        server_wait.limited(1, 0.5)
+        assert server_wait.paused_until > time.monotonic() + 0.4
+        done = Outcomes()
+        openai_compatible.write(
+            generator(server), [request(1)], Calls(tmp_path), Budget(NO_PRICE), done
+        )
+        assert done.told == [(request(1).key, None)]
+
+
+# -- money ----------------------------------------------------------------------------------------
+
+
+def test_prices() -> None:
+    assert price_of(Generator(kind="openai_compatible")) == Price(input=2.5, output=10)
+    dated = Generator(kind="openai_compatible", model="gpt-4o-mini-2024-07-18")
+    assert price_of(dated) == Price(input=0.15, output=0.6)
+    assert price_of(Generator(kind="openai_compatible", model="gpt-99")) is None
+    local = Generator(kind="openai_compatible", model="x", base_url="http://localhost:1/v1")
+    assert price_of(local) == price_of(Generator(kind="llama")) == NO_PRICE
+    own = Generator(kind="openai_compatible", model="gpt-99", price=Price(input=1, output=2))
+    assert price_of(own) == Price(input=1, output=2)
+    with pytest.raises(UsageError, match=r"generator\.price"):
+        Budget(None, max_cost=1.0)
+
+
+@given(st.floats(0, 0.01), st.integers(0, 40), st.lists(st.integers(1, 400), max_size=60))
+def test_no_bound_is_ever_exceeded(max_cost: float, max_calls: int, answers: list[int]) -> None:
+    budget = Budget(Price(input=2.5, output=10), max_cost, max_calls)
+    under_way: list[Request] = []
+    for number, tokens in enumerate(answers):
+        one = request(number)
+        if budget.begin(one):
+            under_way.append(one)
+        if len(under_way) > 3:
+            first = under_way.pop(0)
+            budget.end(first, Completion("x", 20, min(tokens, first.tokens)))
+    for one in under_way:
+        budget.end(one, Completion("x", 20, one.tokens))
+    assert budget.cost <= max_cost + 1e-12
+    assert budget.calls <= max_calls
+
+
+def test_tokens_are_estimated_in_every_script() -> None:
+    assert 10 <= tokens_of("People bow when they meet, and shake hands.") <= 16
+    assert 10 <= tokens_of("人に会うときはお辞儀をします") <= 20
+
+
+# -- what a model writes --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ('{"a": 1}', {"a": 1}),
+        ('Sure!\n```json\n{"a": [1, 2,]}\n```\nEnjoy.', {"a": [1, 2]}),
+        ('{"examples": [{"a": "}"}, {"b": "x', {"examples": [{"a": "}"}]}),
+        ('{"examples": [{"a": 1}, {"b": 2}], "c', {"examples": [{"a": 1}, {"b": 2}]}),
+        ("no json", None),
+        ("{broken", None),
+        ("", None),
+    ],
+)
+def test_json_is_repaired(text: str, value: Any) -> None:
+    assert repair(text) == value
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.text(max_size=3), JSON, max_size=3), st.integers(0, 200))
+def test_a_cut_answer_gives_what_is_whole(value: dict[str, Any], at: int) -> None:
+    text = json.dumps(value)
+    assert repair(f"talk {text} talk") == value
+    cut = repair(text[:at])
+    assert cut is None or isinstance(cut, dict)
+
+
+CHOICE = {
+    "id": "choice",
+    "name": "Everyday choices",
+    "instruction": "Choose.",
+    "queries": ["{topic} in {culture}"],
+    "prompt": "In {culture}: {question}\n{options}",
+    "fields": {"question": "what one asks"},
+    "options": 3,
+}
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., Workspace]:
+    def made(server: ModelServer, **changes: Any) -> Workspace:
+        folder = tmp_path / "ws"
+        folder.mkdir(exist_ok=True)
+        settings = generator(server).model_dump(exclude_none=True)
+        settings |= {"contrast": False, **changes.pop("generator", {})}
+        write_recipe(folder, generator=settings, tasks=[CHOICE], **changes)
+        ws = Workspace(folder)
+        search.build(ws)
+        return ws
+
+    return made
+
+
+def test_examples_have_the_task_s_format_and_their_evidence(
+    make: Callable[..., Workspace],
+) -> None:
+    with ModelServer() as server:
+        ws = make(server)
+        assert synthesize.build(ws)
+        examples = synthesize.current_examples(ws)
+        tasks = [e for e in examples if e.stage == "task"]
+        assert {e.culture for e in tasks} == {"japan", "brazil", "germany"}
+        evidence = {e.id: e for e in search.current_evidence(ws)}
+        for example in tasks:
+            prompt = example.messages[0].content
+            assert prompt.startswith("Choose.\n\nIn ")
+            assert (
+                f"\n{example.answer}. {example.inputs['texts'][ord(example.answer) - 65]}" in prompt
+            )
+            assert example.quote in evidence[example.evidence_ids[0]].text
+            assert example.inputs["options"] == ["A", "B", "C"]
+            assert example.split in {"fit", "fact"}
+        assert {e.split for e in examples if e.stage == "broad"} <= {"fit"}
+        trained = {i for e in examples if e.split == "fit" for i in e.evidence_ids}
+        held = {i for e in examples if e.split == "fact" for i in e.evidence_ids}
+        assert not trained & held
+        # nothing is asked again
+        count = len(server.asked)
+        assert not synthesize.build(ws)
+        assert synthesize.build(ws, force=True)
+        assert len(server.asked) == count
+        assert {e.id for e in synthesize.current_examples(ws)} == {e.id for e in examples}
+
+
+def test_what_is_no_example_goes_to_quarantine_with_its_reason(
+    make: Callable[..., Workspace],
+) -> None:
+    def spoilt(body: dict[str, Any]) -> str:
+        value = json.loads(write_examples(body))
+        for number, item in enumerate(value["examples"]):
+            if number == 0:
+                item["quote"] = "Nobody has ever said so anywhere."
+            if number == 1:
+                del item["answer"]
+        return json.dumps(value)
+
+    with ModelServer(answer=spoilt) as server:
+        ws = make(server)
+        synthesize.build(ws)
+        reasons = Counter(r.model_dump()["reason"] for r in ws.read("quarantine", Record))
+        assert reasons["the quote does not stand in the cited evidence"] >= 3
+        assert reasons["schema: no answer"] >= 3
+        parts = (read_json(ws.manifest_path("synthesize")) or {})["cultures"]
+        for part in parts.values():
+            for counts in part["yield"].values():
+                assert counts["came"] == counts["kept"] + sum(counts["left_out"].values())
+
+
+@pytest.mark.parametrize("fault", ["refused", "truncated", "wrong schema"])
+def test_answers_that_are_no_good_are_paid_for_once(
+    make: Callable[..., Workspace], fault: str
+) -> None:
+    with ModelServer(lambda _: fault) as server:
+        ws = make(server)
+        synthesize.build(ws)
+        count = len(server.asked)
+        assert not synthesize.build(ws)
+        assert synthesize.build(ws, force=True)
+        assert len(server.asked) == count
+        if fault != "truncated":
+            assert ws.read("examples", Example) == []
+
+
+def test_a_bound_on_calls_and_the_rest_later(make: Callable[..., Workspace]) -> None:
+    with ModelServer() as server:
+        ws = make(server)
+        said: list[str] = []
+        ws.say = said.append
+        synthesize.build(ws, max_calls=2)
+        assert len(server.asked) == 2
+        assert any("--max-calls 2" in line for line in said)
+        assert not ws.is_current("synthesize", synthesize.wanted_inputs(ws))
+        done = cmgr("synthesize", "-w", str(ws.folder), "--max-calls", "1", cwd=ws.folder)
+        assert done.returncode == 4 and "no answer yet" in done.stderr
+        assert len(server.asked) == 3
+        synthesize.build(ws)
+        assert len(server.asked) == len(synthesize._requests(ws, {"japan", "brazil", "germany"}))
+        assert ws.is_current("synthesize", synthesize.wanted_inputs(ws))
+
+
+def test_a_dry_run_and_the_prompts(make: Callable[..., Workspace]) -> None:
+    with ModelServer() as server:
+        ws = make(server, generator={"price": {"input": 1, "output": 2}})
+        done = cmgr("synthesize", "-w", str(ws.folder), "--dry-run", "--json", cwd=ws.folder)
+        facts = json.loads(done.stdout)
+        assert facts["calls"] == len(synthesize.planned(ws)) > 0
+        assert facts["cost"] > 0 and facts["input_tokens"] > 100 * facts["calls"]
+        shown = cmgr("synthesize", "-w", str(ws.folder), "--show-prompt", cwd=ws.folder).stdout
+        assert "--- task choice · user" in shown and "--- broad · user" in shown
+        assert "Passage 1 (Japan):" in shown and "{" not in shown.replace("{}", "")
+        assert server.asked == []
+
+
+def test_prompts_may_be_replaced(make: Callable[..., Workspace]) -> None:
+    with ModelServer() as server:
+        ws = make(server, generator={"prompts": {"task": "Mine, on {culture}.\n{passages}"}})
+        synthesize.build(ws)
+        assert any(b["messages"][1]["content"].startswith("Mine, on Japan.") for b in server.asked)
+
+
+def test_a_judge_and_a_second_answer(make: Callable[..., Workspace]) -> None:
+    scores = iter([5, 1] * 500)
+
+    def answer(body: dict[str, Any]) -> str:
+        told = body["messages"][-1]["content"]
+        if "Judge how well" in told:
+            return json.dumps({"score": next(scores), "why": "so"})
+        if "from this passage alone" in told:
+            return json.dumps({"answer": "Z"})
+        return write_examples(body)
+
+    with ModelServer(answer=answer) as server:
+        ws = make(server, generator={"judge": 3})
+        synthesize.build(ws)
+        kept = synthesize.current_examples(ws)
+        assert kept and {e.judge for e in kept} == {5}
+        reasons = Counter(r.model_dump()["reason"] for r in ws.read("quarantine", Record))
+        assert reasons["judge: 1 of 5"] >= 1
+        ws = make(server, generator={"again": True})
+        synthesize.build(ws)
+        assert not [e for e in synthesize.current_examples(ws) if e.stage == "task"]
+
+
+def test_contrasts_ask_the_same_of_two_cultures(make: Callable[..., Workspace]) -> None:
+    def answer(body: dict[str, Any]) -> str:
+        value = json.loads(write_examples(body))
+        told = body["messages"][-1]["content"]
+        if "Cultures:" not in told:
+            return json.dumps({"examples": []})
+        parts = value["examples"]
+        half = len(parts) // 2
+        item = {**parts[0], "question": "A guest comes to the door, what happens?"}
+        item |= {f"other_{k}": parts[half][k] for k in ("answer", "passage", "quote")}
+        return json.dumps({"examples": [item]})
+
+    with ModelServer(answer=answer) as server:
+        ws = make(server, generator={"contrast": True})
+        synthesize.build(ws)
+        made = synthesize.current_examples(ws)
+        assert made
+        by_prompt: dict[str, set[str]] = {}
+        for example in made:
+            assert example.inputs["contrast"]
+            by_prompt.setdefault(example.inputs["contrast"], set()).add(example.culture)
+        assert any(len(cultures) == 2 for cultures in by_prompt.values())
+
+
+def test_killed_and_run_again_nothing_is_paid_twice(make: Callable[..., Workspace]) -> None:
+    with ModelServer(latency=0.3) as server:
+        ws = make(server, generator={"most_at_once": 2, "timeout": 10})
+        code = "from cmgr.cli.app import main; main()"
+        command = [sys.executable, "-c", code, "synthesize", "-w", str(ws.folder)]
+        killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while server.answered < 5 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.kill(killed.pid, signal.SIGKILL)
+        killed.wait()
+        time.sleep(0.5)
+        paid = server.answered
+        total = len(synthesize._requests(ws, {"japan", "brazil", "germany"}))
+        kept = total - len(synthesize.planned(ws))
+        assert 3 <= kept <= paid < total
+        assert paid - kept <= 2  # those on their way
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert server.answered == paid + total - kept
+        ids = [json.loads(line)["id"] for line in ws.path("examples.jsonl").open()]
+        assert len(ids) == len(set(ids)) > 0
+
+
+@pytest.mark.model
+def test_a_model_in_this_process(make: Callable[..., Workspace]) -> None:
+    """A 135M model writes poorly: what it writes is checked, and the yield adds up."""
+    with ModelServer() as server:
+        ws = make(
+            server, generator={"kind": "llama", "model": "smollm2", "per_call": 1, "base_url": None}
+        )
+    synthesize.build(ws, max_calls=6)
+    parts = (read_json(ws.manifest_path("synthesize")) or {})["cultures"]
+    counts = [c for part in parts.values() for c in part["yield"].values()]
+    assert sum(c["came"] for c in counts) >= 1
+    assert all(c["came"] == c["kept"] + sum(c["left_out"].values()) for c in counts)
