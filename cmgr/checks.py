@@ -63,12 +63,7 @@ class Checks:
 
     def reason(self, example: Example) -> str | None:
         """Why an example is not kept, or None; one that is kept is compared with those to come."""
-        found = (
-            self._form(example)
-            or self._grounding(example)
-            or self._wording(example)
-            or self._others(example)
-        )
+        found = self.of_itself(example) or self._others(example)
         if found is None:
             prompt = _prompt(example)
             self._seen.setdefault((example.task, _folded(prompt)), example)
@@ -77,6 +72,10 @@ class Checks:
                 self._near[key].add(example.id, f"{prompt}\n{example.answer}")
             self._labels[example.culture, example.task][example.answer] += 1
         return found
+
+    def of_itself(self, example: Example) -> str | None:
+        """Why an example is not kept, whatever the others are."""
+        return self._form(example) or self._grounding(example) or self._wording(example)
 
     # -- one example ---------------------------------------------------------------------------
 
@@ -116,7 +115,7 @@ class Checks:
         return None
 
     def _length(self, example: Example, most: int) -> str | None:
-        count = word_count(_answer_text(example))
+        count = word_count(answer_text(example))
         return f"the answer has more than {most} words" if count > most else None
 
     def _grounding(self, example: Example) -> str | None:
@@ -131,7 +130,7 @@ class Checks:
             return "the quote does not stand in the cited evidence"
         labelled = bool(self._tasks[example.task].labels) if example.task in self._tasks else False
         if not labelled and not _is_cut(example):
-            answer = _answer_text(example)
+            answer = answer_text(example)
             passages = " ".join(item.text for item in cited if item)
             if not supports(example.quote, answer, example.inputs.get("language", "en")):
                 return "the quote does not support the answer"
@@ -140,7 +139,7 @@ class Checks:
         return None
 
     def _wording(self, example: Example) -> str | None:
-        prompt, answer = _prompt(example), _answer_text(example)
+        prompt, answer = _prompt(example), answer_text(example)
         task = self._tasks.get(example.task or "")
         fields = " ".join(
             str(example.inputs.get(name, ""))
@@ -208,7 +207,7 @@ def _prompt(example: Example) -> str:
     return "\n".join(m.content for m in example.messages if m.role == "user")
 
 
-def _answer_text(example: Example) -> str:
+def answer_text(example: Example) -> str:
     """The answer in words, also where it is a letter."""
     texts, options = example.inputs.get("texts"), example.inputs.get("options")
     if isinstance(texts, list) and isinstance(options, list) and example.answer in options:
@@ -262,11 +261,14 @@ def stands_in(quote: str, passage: str) -> bool:
 
 def supports(quote: str, answer: str, language: str = "en") -> bool:
     """Whether an answer speaks of what its quote says: a third of its terms stand in it."""
+    return support(quote, answer, language) >= SUPPORT
+
+
+def support(quote: str, answer: str, language: str = "en") -> float:
+    """The share of an answer's terms that its quote has (1 for an answer without any)."""
     mine = set(terms(answer, language))
-    if not mine:
-        return True
     theirs = set(terms(quote, language))
-    return len(mine & theirs) >= SUPPORT * len(mine)
+    return len(mine & theirs) / len(mine) if mine else 1.0
 
 
 def turned(answer: str, sentence: str) -> bool:

@@ -13,8 +13,8 @@ from cmgr.base import Base, resolve
 from cmgr.errors import MissingError
 from cmgr.records import Example, Message, Record, make_id
 from cmgr.router import Router
-from cmgr.router.scoring import wilson
 from cmgr.runtime import Runtime
+from cmgr.stats import wilson
 from cmgr.synthesize import current_examples
 from cmgr.workspace import Progress, Workspace, read_json
 

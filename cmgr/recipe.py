@@ -256,7 +256,8 @@ class Train(_Part):
     """Two stages over one adapter; epochs, optimiser settings, what to do with little memory.
 
     `validation` is the share of evidence held back to choose the best epoch by, `patience` how
-    many epochs without a better one end a stage (0: none does).
+    many epochs without a better one end a stage (0: none does). `review: accepted` trains on what
+    a person has accepted or edited, and on nothing else.
     """
 
     stages: list[Literal["broad", "task"]] = Field(default=["broad", "task"], min_length=1)
@@ -270,6 +271,7 @@ class Train(_Part):
     seed: int = 1
     validation: float = Field(default=0.1, ge=0, lt=1)
     patience: int = Field(default=2, ge=0)
+    review: Literal["any", "accepted"] = "any"
     # where it runs; none of these changes what is learnt
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     micro_batch: int | None = Field(default=None, ge=1)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from cmgr import evaluate, search, synthesize, train
+from cmgr import evaluate, review, search, synthesize, train
 from cmgr.base import resolve
 from cmgr.errors import CmgrError
 from cmgr.router import fitting
@@ -29,18 +29,21 @@ def of(ws: Workspace) -> dict[str, Any]:
             lambda: train.wanted_inputs(ws, culture, base, examples),
         )
 
+    everything = synthesize.all_examples(ws)
     cultures = []
     for culture in ws.recipe.cultures:
         try:
             state = adapter(culture.id)
         except CmgrError as error:
             state = str(error)
+        mine = [e for e in everything if e.culture == culture.id]
         cultures.append(
             {
                 "culture": culture.id,
                 "evidence": evidence[culture.id],
                 "examples": fit[culture.id],
                 "held_out": held_out[culture.id],
+                "review": review.error_rate(ws, mine),
                 "adapter": state,
             }
         )

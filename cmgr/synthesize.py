@@ -28,10 +28,15 @@ def wanted_inputs(ws: Workspace) -> str:
 
 def current_examples(ws: Workspace) -> list[Example]:
     """The examples of the last synthesis, without those a person has rejected."""
+    return [e for e in all_examples(ws) if e.review != "rejected"]
+
+
+def all_examples(ws: Workspace, cultures: Sequence[str] | None = None) -> list[Example]:
+    """The examples of the last synthesis of these cultures (or all), rejected ones too."""
     parts = _parts(ws)
-    wanted = {i for c in ws.recipe.cultures for i in parts.get(c.id, {}).get("ids", [])}
-    found = ws.read("examples", Example) if wanted else []
-    return [e for e in found if e.id in wanted and e.review != "rejected"]
+    mine = ws.recipe.pick(list(cultures) if cultures else None)
+    wanted = {i for c in mine for i in parts.get(c.id, {}).get("ids", [])}
+    return [e for e in ws.read("examples", Example) if e.id in wanted] if wanted else []
 
 
 @dataclass

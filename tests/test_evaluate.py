@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cmgr.evaluate import METHODS, Result, pick_items, summary
-from cmgr.router.scoring import wilson
+from cmgr.stats import wilson
 from cmgr.synthesize import current_examples
 from cmgr.workspace import Workspace
 

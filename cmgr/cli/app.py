@@ -24,6 +24,7 @@ COMMANDS = {
     "status": "Show what has been made, what is missing or out of date.",
     "search": "Stage 1: queries find evidence in the recipe's sources.",
     "synthesize": "Stage 2: evidence becomes checked examples in the tasks' format.",
+    "review": "Accept, edit or reject examples; see what they say of the rest.",
     "train": "Stage 3: one LoRA adapter per culture, exported to GGUF.",
     "route": "Decide which culture's adapter a prompt needs, or none.",
     "chat": "Get answers from the base and the adapter of the routed culture.",

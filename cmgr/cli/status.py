@@ -10,11 +10,22 @@ from cmgr.workspace import Workspace
 
 def show_cultures(state: dict[str, Any]) -> None:
     """The table of cultures on stdout: what each stage has made for them."""
+    from cmgr.review import told
+
+    reviewed = any(c["review"] for c in state["cultures"])
     table(
         "Cultures",
-        ["culture", "evidence", "examples", "held out", "adapter"],
         [
-            [c["culture"], c["evidence"], c["examples"], c["held_out"], c["adapter"]]
+            *("culture", "evidence", "examples", "held out"),
+            *(["faulty among the unreviewed"] if reviewed else []),
+            "adapter",
+        ],
+        [
+            [
+                *(c["culture"], c["evidence"], c["examples"], c["held_out"]),
+                *([told(c["review"])] if reviewed else []),
+                c["adapter"],
+            ]
             for c in state["cultures"]
         ],
     )

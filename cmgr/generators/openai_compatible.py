@@ -13,7 +13,8 @@ from cmgr.generators.writing import Request
 from cmgr.llm import Completion, Endpoint, RefusedError, TroubleError
 from cmgr.recipe import Generator
 
-START = 4  # calls at once to begin with
+START = 8  # calls at once to begin with
+FEEL = 0.03  # how much an answer raises the level where it was limited before
 
 
 class Level:
@@ -31,13 +32,13 @@ class Level:
 
     def answered(self) -> None:
         """An answer came."""
-        step = 1.0 if self.now < self.ceiling - 1 else 0.02
+        step = 1.0 if self.now < self.ceiling - 1 else FEEL
         self.now = min(self.now + step, float(self.most))
 
     def limited(self, in_flight: int, wait: float) -> None:
         """A 429 came while others were in flight: those it does take at once."""
         at = time.monotonic()
-        self.ceiling = max(1.0, float(in_flight))
+        self.ceiling = in_flight + 1.0
         if at - self._halved_at > 0.2:  # one crowd of refusals is one sign
             self._halved_at = at
             self.now = max(1.0, self.now / 2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ from cmgr.recipe import Culture
 from cmgr.records import Decision
 from cmgr.router import Router
 from cmgr.sources.passages import mentions
+from cmgr.stats import wilson
 
 NONE = "(none)"  # an abstention among culture ids, which never hold a bracket
 BINS = 10
@@ -24,17 +24,6 @@ class Labelled(NamedTuple):
 
     text: str
     cultures: frozenset[str]
-
-
-def wilson(right: int, n: int) -> tuple[float, float]:
-    """The 95% Wilson score interval of a proportion (Wilson, 1927); (0, 1) for no items."""
-    if n == 0:
-        return 0.0, 1.0
-    z = 1.959964
-    p, q = right / n, z * z / n
-    middle = (p + q / 2) / (1 + q)
-    half = z / (1 + q) * math.sqrt(p * (1 - p) / n + q / (4 * n))
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def score(

@@ -14,13 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cmgr import gguf_lora
+from cmgr import gguf_lora, review
 from cmgr import recipe as recipes
 from cmgr.base import Base, resolve, template_hash
 from cmgr.errors import CmgrError, MissingError, UsageError
 from cmgr.records import Example, make_id, now
 from cmgr.search import current_evidence
-from cmgr.synthesize import current_examples
+from cmgr.synthesize import all_examples, current_examples
 from cmgr.train import checkpoint
 from cmgr.train.card import card
 from cmgr.train.loop import Log, Loop, Stage, Watch
@@ -45,14 +45,25 @@ def wanted_inputs(
         base.fingerprint,
         recipe.base.train_from,
         recipe.adapter.model_dump(),
-        recipe.train.model_dump(exclude=recipes.RUNNING),
-        sorted([e.id, e.answer] for e in fit_examples(examples, culture.id)),
+        recipe.train.model_dump(exclude={*recipes.RUNNING, "review"}),
+        sorted(
+            # what a person has edited is another example
+            [e.id, e.answer, *([e.messages[-1].content] if e.review == "edited" else [])]
+            for e in fit_examples(recipe, examples, culture.id)
+        ),
     )
 
 
-def fit_examples(examples: Iterable[Example], culture: str) -> list[Example]:
-    """What a culture is trained on: its items of the `fit` split."""
-    return [e for e in examples if e.culture == culture and e.split == "fit"]
+def fit_examples(
+    recipe: recipes.Recipe, examples: Iterable[Example], culture: str
+) -> list[Example]:
+    """What a culture is trained on: its items of the `fit` split, reviewed where that is wanted."""
+    wanted = {"accepted", "edited"} if recipe.train.review == "accepted" else None
+    return [
+        e
+        for e in examples
+        if e.culture == culture and e.split == "fit" and (wanted is None or e.review in wanted)
+    ]
 
 
 def check(recipe: recipes.Recipe, examples: Iterable[Example]) -> None:
@@ -140,7 +151,7 @@ def build(
     trainable = Trainable(base, ws.recipe, ws.folder, ws.say if is_main() else lambda _: None)
     gguf_lora.check_supported(trainable.model.config.to_dict())
     for culture, inputs in plan:
-        mine = fit_examples(examples, culture.id)
+        mine = fit_examples(ws.recipe, examples, culture.id)
         with _memory(ws.recipe.train, len(mine)):
             _one(ws, trainable, culture, inputs, mine, force, progress)
     return True
@@ -155,7 +166,12 @@ def planned(
     base = resolve(ws.recipe.base.model, ws.folder)
     plan = []
     for culture in ws.recipe.pick(cultures):
-        if not fit_examples(examples, culture.id):
+        if not fit_examples(ws.recipe, examples, culture.id):
+            if any(e.culture == culture.id and e.split == "fit" for e in examples):
+                raise MissingError(
+                    f"no example of {culture.id} has been accepted, and train.review wants that. "
+                    "Look at some: cmgr review"
+                )
             raise MissingError(f"no training examples for {culture.id}. Make them: cmgr synthesize")
         inputs = wanted_inputs(ws, culture, base, examples)
         if force or not ws.is_current(f"train/{culture.id}", inputs):
@@ -316,7 +332,9 @@ def _finish(
     prompts = [e.messages for e in last[:: max(1, len(last) // PROMPTS)]][:PROMPTS]
     manifest["parity"] = parity(trainable, work, prompts, recipe.base.context)
     write_json(work / "manifest.json", manifest)
-    write_atomic(work / "README.md", card(recipe, culture, manifest, examples, evidence).encode())
+    rate = review.told(review.error_rate(ws, all_examples(ws, [culture.id])))
+    about = card(recipe, culture, manifest, examples, evidence, rate)
+    write_atomic(work / "README.md", about.encode())
     checkpoint.drop(work)
     (work / "inputs").unlink()
     target, old = ws.path("adapters", culture.id), ws.path("adapters", f".{culture.id}.old")

@@ -32,8 +32,12 @@ def card(
     manifest: dict[str, Any],
     examples: Iterable[Example],
     evidence: Iterable[Evidence],
+    error_rate: str,
 ) -> str:
-    """The README.md of an adapter folder, with the hub's metadata on top."""
+    """The README.md of an adapter folder, with the hub's metadata on top.
+
+    `error_rate`: what reviews say of the examples that nobody has looked at.
+    """
     examples = list(examples)
     cited = {i for e in examples for i in e.evidence_ids}
     used = [p for p in evidence if p.id in cited]
@@ -74,6 +78,7 @@ def card(
         f"- written by: {_counted(e.generator for e in examples)}",
         f"- reviewed by a person: {len(examples) - reviewed['pending']} of {len(examples)}"
         + (f" ({_pairs(reviewed)})" if len(reviewed) > 1 else ""),
+        f"- faulty among those not reviewed, by estimate: {error_rate}",
         f"- evidence: {len(used)} passages from {_counted(p.source for p in used)}; licences: "
         f"{', '.join(sorted({p.license or 'not stated' for p in used})) or 'none'}",
         "",

@@ -23,7 +23,7 @@ def inspect(ws: Workspace, cultures: list[str]) -> list[dict[str, Any]]:
     trainable = Trainable(base, ws.recipe, ws.folder, ws.say)
     found = []
     for culture in cultures:
-        mine = train.fit_examples(examples, culture)
+        mine = train.fit_examples(ws.recipe, examples, culture)
         for stage in train.stages_of(ws.recipe, mine, trainable):
             item = stage.items[0]
             found.append(
@@ -55,7 +55,7 @@ def dry_run(ws: Workspace, force: bool, cultures: list[str]) -> dict[str, Any]:
     speed = 0.0  # tokens a second, prompts and answers
     with tempfile.TemporaryDirectory() as scratch:
         for culture, _ in plan:
-            mine = train.fit_examples(examples, culture.id)
+            mine = train.fit_examples(recipe, examples, culture.id)
             stages = train.stages_of(recipe, mine, trainable)
             size = recipe.train.batch_size
             kept = 0.0

@@ -399,7 +399,8 @@ def main() -> None:
     options = parser.parse_args()
     from cmgr.router import Router, card
     from cmgr.router.fitting import build
-    from cmgr.router.scoring import ece, wilson
+    from cmgr.router.scoring import ece
+    from cmgr.stats import wilson
 
     rows = [*data_rows(options.data), *cue_rows(), *pair_rows()]
     with tempfile.TemporaryDirectory() as scratch:

@@ -90,7 +90,9 @@ def one(options: argparse.Namespace) -> dict[str, Any]:
     recipe.train.device, recipe.train.quantize = options.device, options.quantize
     recipe.base.train_from = options.weights
     examples = [
-        e for e in train.fit_examples(current_examples(ws), options.culture) if e.stage == "task"
+        e
+        for e in train.fit_examples(recipe, current_examples(ws), options.culture)
+        if e.stage == "task"
     ]
     trainable = Trainable(resolve(recipe.base.model), recipe, ws.folder, lambda _: None)
     items = [trainable.item(e) for e in examples]
