@@ -55,16 +55,11 @@ class Endpoint:
     def __init__(self, generator: Generator) -> None:
         import openai
 
-        key = os.environ.get(generator.key_env, "").strip()
-        if not key and generator.base_url is None:
-            raise MissingError(
-                f"{generator.model} needs a key in the environment variable {generator.key_env}. "
-                "Set it, or name a server of your own: generator.base_url."
-            )
+        key = api_key(generator)
         self._settings = generator
         self._where = generator.base_url or "OpenAI"
         self._client = openai.AsyncOpenAI(
-            api_key=key or "none",
+            api_key=key,
             base_url=generator.base_url,
             max_retries=0,
             timeout=generator.timeout,
@@ -138,6 +133,20 @@ class Endpoint:
     async def close(self) -> None:
         """Let the connections go."""
         await self._client.close()
+
+
+def api_key(generator: Generator) -> str:
+    """The key, from the environment alone; a server of one's own may need none.
+
+    Raises MissingError.
+    """
+    key = os.environ.get(generator.key_env, "").strip()
+    if not key and generator.base_url is None:
+        raise MissingError(
+            f"{generator.model} needs a key in the environment variable {generator.key_env}. "
+            "Set it, or name a server of your own: generator.base_url."
+        )
+    return key or "none"
 
 
 def response_format(name: str, schema: dict[str, Any]) -> Any:

@@ -201,7 +201,8 @@ class Price(_Part):
 
 
 class Generator(_Part):
-    """Who writes: nobody (cut from the evidence), an OpenAI-compatible endpoint, a local GGUF.
+    """Who writes: nobody (cut from the evidence), an OpenAI-compatible endpoint (at once, or as a
+    batch at half the price), a local GGUF.
 
     `key_env` names the environment variable that holds the key; no `base_url` is OpenAI's own.
     Each call shows up to `passages` of one topic and asks for `per_call` examples; `contrast`: also
@@ -210,7 +211,7 @@ class Generator(_Part):
     it must come to the same answer from the passage alone.
     """
 
-    kind: Literal["extractive", "openai_compatible", "llama"] = "extractive"
+    kind: Literal["extractive", "openai_compatible", "openai_batch", "llama"] = "extractive"
     model: str = "gpt-4o"
     base_url: str | None = None
     key_env: str = "OPENAI_API_KEY"

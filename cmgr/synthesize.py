@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from cmgr import search
 from cmgr.checks import Checks, supports
 from cmgr.errors import MissingError
-from cmgr.generators import extractive, llama, openai_compatible, writing
+from cmgr.generators import extractive, imported, llama, openai_batch, openai_compatible, writing
 from cmgr.generators.calls import Budget, Calls, price_of, tokens_of
 from cmgr.llm import repair
 from cmgr.records import Evidence, Example, Record, make_id, now
@@ -35,7 +36,9 @@ def all_examples(ws: Workspace, cultures: Sequence[str] | None = None) -> list[E
     """The examples of the last synthesis of these cultures (or all), rejected ones too."""
     parts = _parts(ws)
     mine = ws.recipe.pick(list(cultures) if cultures else None)
-    wanted = {i for c in mine for i in parts.get(c.id, {}).get("ids", [])}
+    wanted = {
+        i for c in mine for key in ("ids", "imported") for i in parts.get(c.id, {}).get(key, [])
+    }
     return [e for e in ws.read("examples", Example) if e.id in wanted] if wanted else []
 
 
@@ -106,6 +109,7 @@ def build(
             "quarantined": len(bad),
             "yield": _yields(mine),
             "unanswered": mine.unanswered,
+            "imported": parts.get(culture.id, {}).get("imported", []),
         }
         _finish(ws, parts)
         if progress and recipe.generator.kind == "extractive":
@@ -158,6 +162,52 @@ def _left_out(example: Example, reason: str) -> Record:
             "at": now(),
         }
     )
+
+
+def import_file(
+    ws: Workspace,
+    path: Path,
+    task: str,
+    columns: dict[str, str],
+    culture: str | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Take a person's examples, with the same checks; returns per culture what came, what passed.
+
+    Only grounding is not asked of rows without a quote. Raises as `imported.read` does.
+    """
+    evidence = search.current_evidence(ws)
+    whose = ws.recipe.culture(culture) if culture else None
+    rows = list(imported.read(ws.recipe, path, task, columns, whose, evidence))
+    checks = Checks(ws.recipe, evidence, search.excluded_items(ws))
+    have = all_examples(ws)
+    for example in have:
+        checks.reason(example)
+    parts = _parts(ws)
+    made: dict[str, Outcome] = defaultdict(Outcome)
+    known = {e.id for e in have}
+    for number, row in rows:
+        if isinstance(row, str):
+            record = {"id": make_id("import", path.name, number, row), "culture": culture or ""}
+            record |= {"task": task, "file": path.name, "line": str(number), "reason": row}
+            made[culture or ""].failed.append(Record.model_validate({**record, "at": now()}))
+            made[culture or ""].came[task] += 1
+        elif row.id not in known:
+            made[row.culture].came[task] += 1
+            if reason := checks.reason(row):
+                made[row.culture].failed.append(_left_out(row, reason))
+            else:
+                made[row.culture].kept.append(row)
+    quarantined = {getattr(r, "id", "") for r in ws.read("quarantine", Record)}
+    for culture_id, mine in made.items():
+        ws.append("examples", mine.kept)
+        bad = [r for r in mine.failed if getattr(r, "id", "") not in quarantined]
+        ws.append("quarantine", bad)
+        if culture_id:
+            empty = {"inputs": "", "ids": [], "examples": {}, "quarantined": 0, "yield": {}}
+            part = parts.setdefault(culture_id, {**empty, "unanswered": 0})
+            part["imported"] = [*part.get("imported", []), *(e.id for e in mine.kept)]
+    _finish(ws, parts)
+    return {culture_id: _yields(mine)[task] for culture_id, mine in made.items()}
 
 
 # -- a model writes -----------------------------------------------------------------------------
@@ -269,6 +319,9 @@ def _ask(
     generator = ws.recipe.generator
     if generator.kind == "llama":
         llama.write(generator, ws.folder, requests, calls, budget, told)
+    elif generator.kind == "openai_batch":
+        state = ws.path("cache", "batch.json")
+        openai_batch.write(generator, state, requests, calls, budget, told, ws.say)
     else:
         openai_compatible.write(generator, requests, calls, budget, told)
     if failed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from conftest import cmgr, write_recipe
 from hypothesis import given
 from hypothesis import strategies as st
 from model_server import FAULTS, ModelServer, write_examples
+from pytest_httpserver import HTTPServer
+from werkzeug import Response
 
 from cmgr import search, synthesize
 from cmgr.errors import MissingError, UsageError
@@ -444,3 +447,233 @@ def test_a_model_in_this_process(make: Callable[..., Workspace]) -> None:
     counts = [c for part in parts.values() for c in part["yield"].values()]
     assert sum(c["came"] for c in counts) >= 1
     assert all(c["came"] == c["kept"] + sum(c["left_out"].values()) for c in counts)
+
+
+# -- a person's own -------------------------------------------------------------------------------
+
+
+ADVICE = {
+    "id": "advice",
+    "name": "Advice",
+    "queries": ["{topic} in {culture}"],
+    "prompt": "{situation}",
+    "fields": {"situation": "a situation"},
+    "shows": [],
+    "max_words": 20,
+}
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Workspace:
+    folder = tmp_path / "own"
+    folder.mkdir()
+    write_recipe(folder, tasks=[ADVICE, CHOICE])
+    return Workspace(folder)
+
+
+def test_a_table_becomes_examples_with_the_same_checks(own: Workspace, tmp_path: Path) -> None:
+    table = tmp_path / "labelled.csv"
+    table.write_text(
+        "text,label,who\n"
+        "A guest arrives at the door of a house.,Take your shoes off.,japan\n"
+        "A guest arrives at the door of a house.,Take your shoes off.,japan\n"
+        "A waiter brings the bill in Japan.,Leave no tip.,japan\n"
+        f"You are late for a meeting.,{'Call ' * 30},germany\n"
+        "You meet a friend.,,brazil\n"
+        "You meet a friend.,Kiss on the cheek.,france\n"
+    )
+    words = ("--import", str(table), "--task", "advice", "--json")
+    mapped = ("--map", "text=situation,label=answer,who=culture")
+    done = cmgr("synthesize", *words, *mapped, cwd=own.folder)
+    assert done.returncode == 0, done.stderr
+    rows = {row["culture"]: row for row in map(json.loads, done.stdout.splitlines())}
+    assert (rows["japan"]["came"], rows["japan"]["kept"]) == (3, 1)
+    assert set(rows["japan"]["left_out"]) == {"duplicate", "the prompt names a culture (Japan)"}
+    assert rows["germany"]["left_out"] == {"the answer has more than 20 words": 1}
+    assert rows[""]["left_out"].keys() == {
+        "schema: no answer",
+        "no culture 'france' in the recipe. It has: japan, brazil, germany",
+    }
+    (example,) = synthesize.current_examples(own)
+    assert example.messages[0].content == "A guest arrives at the door of a house."
+    assert (example.answer, example.generator) == ("Take your shoes off.", "import:labelled.csv")
+    assert cmgr("synthesize", *words, *mapped, cwd=own.folder).returncode == 0
+    assert len(synthesize.current_examples(own)) == 1
+    search.build(own)
+    synthesize.build(own)  # and it stays when others are made
+    assert example.id in {e.id for e in synthesize.current_examples(own)}
+
+
+def test_json_lines_with_options(own: Workspace, tmp_path: Path) -> None:
+    lines = tmp_path / "items.jsonl"
+    row = {"question": "What is left?", "answer": "Nothing", "options": ["Much", "A coin"]}
+    lines.write_text(json.dumps(row) + "\n")
+    found = synthesize.import_file(own, lines, "choice", {}, "japan")
+    assert found["japan"]["kept"] == 1
+    (example,) = synthesize.current_examples(own)
+    assert example.inputs["options"] == ["A", "B", "C"]
+    assert example.inputs["texts"][ord(example.answer) - 65] == "Nothing"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words", "code", "told"),
+    [
+        ("a.csv", "text\nx\n", ["--task", "nope"], 2, "no task 'nope'"),
+        ("a.csv", "text\nx\n", [], 2, "needs --task"),
+        ("a.csv", "text\nx\n", ["--task", "advice", "--map", "text"], 2, "COLUMN=FIELD"),
+        ("a.csv", "text\nx\n", ["--task", "advice", "--map", "text=mood"], 2, "no field mood"),
+        ("a.csv", "text\nx\n", ["--task", "advice", "--map", "t=situation"], 2, "no column t"),
+        ("a.jsonl", "{broken\n", ["--task", "advice"], 2, "cannot be read"),
+        ("a.xls", "", ["--task", "advice"], 2, "give a .csv"),
+        ("", "", ["--task", "advice"], 3, "no such file"),
+    ],
+)
+def test_what_cannot_be_imported_is_told(
+    own: Workspace, tmp_path: Path, name: str, text: str, words: list[str], code: int, told: str
+) -> None:
+    path = tmp_path / (name or "nowhere.csv")
+    if name:
+        path.write_text(text)
+    done = cmgr("synthesize", "--import", str(path), *words, cwd=own.folder)
+    assert done.returncode == code and told in done.stderr, done.stderr
+    assert not own.path("examples.jsonl").exists()
+
+
+# -- a batch --------------------------------------------------------------------------------------
+
+
+class BatchApi:
+    """The Batch API's shapes, served here: files, batches, their content."""
+
+    def __init__(self, server: HTTPServer) -> None:
+        self.files: dict[str, str] = {}
+        self.batches: dict[str, dict[str, Any]] = {}
+        self.status = "in_progress"
+        self.fails = 0
+        server.expect_request("/v1/files", method="POST").respond_with_handler(self.upload)
+        server.expect_request("/v1/batches", method="POST").respond_with_handler(self.create)
+        server.expect_request("/v1/batches", method="GET").respond_with_handler(self.all)
+        one = re.compile(r"/v1/batches/.+")
+        server.expect_request(one, method="GET").respond_with_handler(self.one)
+        content = re.compile(r"/v1/files/.+/content")
+        server.expect_request(content, method="GET").respond_with_handler(self.content)
+
+    def upload(self, request: Any) -> Response:
+        name = f"file-{len(self.files)}"
+        self.files[name] = request.files["file"].read().decode()
+        assert request.form["purpose"] == "batch"
+        made = {
+            "id": name,
+            "object": "file",
+            "bytes": 1,
+            "created_at": 1,
+            "filename": "r.jsonl",
+            "purpose": "batch",
+            "status": "processed",
+        }
+        return Response(json.dumps(made), content_type="application/json")
+
+    def create(self, request: Any) -> Response:
+        body = request.get_json()
+        assert body["endpoint"] == "/v1/chat/completions"
+        name = f"batch-{len(self.batches)}"
+        self.batches[name] = body
+        return self.shown(name)
+
+    def shown(self, name: str) -> Response:
+        return Response(json.dumps(self.value(name)), content_type="application/json")
+
+    def value(self, name: str) -> dict[str, Any]:
+        asked = self.batches[name]
+        ended = self.status not in {"in_progress", "validating"}
+        return {
+            "id": name,
+            "object": "batch",
+            "endpoint": "/v1/chat/completions",
+            "created_at": 1,
+            "completion_window": "24h",
+            "input_file_id": asked["input_file_id"],
+            "status": self.status,
+            "output_file_id": f"out-{name}" if ended else None,
+            "request_counts": {"total": 9, "completed": 4, "failed": 0},
+        }
+
+    def all(self, _: Any) -> Response:
+        listed = [self.value(name) for name in self.batches]
+        value = {"object": "list", "data": listed, "has_more": False}
+        return Response(json.dumps(value), content_type="application/json")
+
+    def one(self, request: Any) -> Response:
+        return self.shown(request.path.rpartition("/")[2])
+
+    def content(self, request: Any) -> Response:
+        batch = request.path.split("/")[3].removeprefix("out-")
+        lines = []
+        asked = self.files[self.batches[batch]["input_file_id"]].splitlines()
+        for number, line in enumerate(asked):
+            value = json.loads(line)
+            body: dict[str, Any] = {
+                "choices": [
+                    {
+                        "message": {"role": "assistant", "content": write_examples(value["body"])},
+                        "finish_reason": "stop",
+                    }
+                ],
+                "usage": {"prompt_tokens": 10, "completion_tokens": 5},
+            }
+            status = 200
+            if number < self.fails:
+                body, status = {"error": {"message": "server error"}}, 500
+            response = {"status_code": status, "body": body}
+            lines.append(json.dumps({"custom_id": value["custom_id"], "response": response}))
+        return Response("\n".join(reversed(lines)))
+
+
+def test_a_batch_is_submitted_left_and_collected(
+    make: Callable[..., Workspace], httpserver: HTTPServer
+) -> None:
+    api = BatchApi(httpserver)
+    settings = {"kind": "openai_batch", "base_url": httpserver.url_for("/v1")}
+    with ModelServer() as server:
+        ws = make(server, generator=settings)
+    said: list[str] = []
+    ws.say = said.append
+    synthesize.build(ws)
+    total = len(synthesize.planned(ws))
+    assert len(api.files["file-0"].splitlines()) == total > 3
+    assert synthesize.current_examples(ws) == []
+    assert any("submitted" in line for line in said)
+    synthesize.build(ws)
+    assert len(api.batches) == 1  # still on its way: not submitted twice
+    assert any("4 of 9" in line for line in said)
+    api.status, api.fails = "completed", 2
+    synthesize.build(ws)
+    assert len(synthesize.planned(ws)) == 2
+    assert synthesize.current_examples(ws)
+    assert not ws.is_current("synthesize", synthesize.wanted_inputs(ws))
+    api.fails = 0
+    synthesize.build(ws)
+    assert len(api.files["file-1"].splitlines()) == 2  # what failed, and nothing else
+    synthesize.build(ws)
+    assert synthesize.planned(ws) == []
+    assert ws.is_current("synthesize", synthesize.wanted_inputs(ws))
+
+
+def test_a_batch_that_a_crash_left_half_known_is_found_again(
+    make: Callable[..., Workspace], httpserver: HTTPServer
+) -> None:
+    api = BatchApi(httpserver)
+    settings = {"kind": "openai_batch", "base_url": httpserver.url_for("/v1")}
+    with ModelServer() as server:
+        ws = make(server, generator=settings)
+    synthesize.build(ws)
+    state = ws.path("cache", "batch.json")
+    way = read_json(state) or {}
+    state.write_text(json.dumps({**way, "batch": None}))
+    synthesize.build(ws)
+    assert len(api.batches) == 1
+    assert (read_json(state) or {})["batch"] == "batch-0"
+
+
+def test_a_batch_costs_half() -> None:
+    assert price_of(Generator(kind="openai_batch")) == Price(input=1.25, output=5)

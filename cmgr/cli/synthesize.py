@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -39,6 +40,13 @@ def command(
     max_calls: Annotated[
         int | None, typer.Option(min=0, help="Calls that may be made in this run")
     ] = None,
+    import_: Annotated[
+        Path | None, typer.Option("--import", help="Take examples of your own: CSV, JSONL, Parquet")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="The task that they are of")] = None,
+    map_: Annotated[
+        str, typer.Option("--map", help="COLUMN=FIELD,... (text=situation,label=answer)")
+    ] = "",
     force: ForceOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -53,6 +61,9 @@ def command(
         return
     if dry_run:
         _forecast(ws, culture, json)
+        return
+    if import_:
+        _import(ws, import_, task, map_, culture, json)
         return
     with ws.lock("cmgr synthesize"), progress() as show:
         made = synthesize.build(ws, force, show, culture, max_cost, max_calls)
@@ -74,6 +85,43 @@ def command(
         )
 
 
+def _import(
+    ws: Workspace,
+    path: Path,
+    task: str | None,
+    mapped: str,
+    culture: list[str] | None,
+    json: bool,
+) -> None:
+    from cmgr import synthesize
+    from cmgr.errors import UsageError
+
+    if task is None:
+        known = ", ".join(t.id for t in ws.recipe.tasks)
+        raise UsageError(f"--import needs --task, one of: {known}")
+    pairs = [pair.partition("=") for pair in mapped.split(",") if pair.strip()]
+    if any(not (column.strip() and field.strip()) for column, _, field in pairs):
+        raise UsageError(f"--map {mapped!r}: write COLUMN=FIELD,COLUMN=FIELD")
+    columns = {field.strip(): column.strip() for column, _, field in pairs}
+    if culture and len(culture) > 1:
+        raise UsageError("--import takes one --culture; of several, map a column to culture")
+    with ws.lock("cmgr synthesize"):
+        found = synthesize.import_file(ws, path, task, columns, culture[0] if culture else None)
+    if json:
+        for culture_id, counts in found.items():
+            emit_json({"culture": culture_id, "task": task, **counts})
+    else:
+        rows = [
+            (culture_id or "?", counts["came"], counts["kept"], _counted(counts["left_out"]))
+            for culture_id, counts in found.items()
+        ]
+        table("Imported", ("culture", "came", "passed", "why the others did not"), rows)
+
+
+def _counted(reasons: dict[str, int]) -> str:
+    return ", ".join(f"{reason} {n}" for reason, n in Counter(reasons).most_common())
+
+
 def _show_tables(parts: dict[str, dict[str, Any]]) -> None:
     kinds = ("broad/fit", "task/fit", "task/wording", "task/fact")
     rows = [
@@ -88,7 +136,7 @@ def _show_tables(parts: dict[str, dict[str, Any]]) -> None:
                 task,
                 counts["came"],
                 counts["kept"],
-                ", ".join(f"{r} {n}" for r, n in Counter(counts["left_out"]).most_common()),
+                _counted(counts["left_out"]),
             )
             for culture, part in parts.items()
             for task, counts in part["yield"].items()

@@ -62,8 +62,15 @@ def _prices() -> dict[str, Any]:
 def price_of(generator: Generator) -> Price | None:
     """Dollars per million tokens: the recipe's, or OpenAI's list; nothing on a server of one's own.
 
-    None where it is not known.
+    A batch costs half. None where it is not known.
     """
+    full = _full_price(generator)
+    if full and generator.kind == "openai_batch":
+        return Price(input=full.input / 2, output=full.output / 2)
+    return full
+
+
+def _full_price(generator: Generator) -> Price | None:
     if generator.price:
         return generator.price
     if generator.kind == "llama" or generator.base_url:

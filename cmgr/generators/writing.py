@@ -304,7 +304,9 @@ def _example(
     else:
         task = task_of(next(t for t in recipe.tasks if t.id == request.task))
         inputs = {name: _text(item, name) for name in task.fields}
-        content, answer, inputs = _prompt_of(task, culture, inputs, answer, item, request, other)
+        wrong = _options(task, item, answer, request, other)
+        named = request.kind != "contrast"
+        content, answer, inputs = in_format(task, culture, inputs, answer, wrong, named)
         inputs["topic"] = passage.topic
         if request.kind == "contrast":
             inputs["contrast"] = make_id(request.key, [inputs[name] for name in task.fields])
@@ -326,46 +328,54 @@ def _example(
     )
 
 
-def _prompt_of(
+def _options(
+    task: Task, item: dict[str, Any], answer: str, request: Request, other: str
+) -> list[str] | None:
+    """The wrong options of an item; of a contrast, the other culture's answer among them."""
+    if not task.options:
+        return None
+    given = item.get("options")
+    if not isinstance(given, list) or not all(isinstance(o, str) and o.strip() for o in given):
+        raise MalformedError("no options")
+    wrong = [" ".join(o.split()) for o in given if _same(o) != _same(answer)]
+    if request.kind == "contrast":
+        theirs = " ".join(str(item.get("answer" if other else "other_answer", "")).split())
+        wrong = [theirs, *(o for o in wrong if _same(o) != _same(theirs))]
+    return wrong
+
+
+def in_format(
     task: Task,
     culture: Culture,
     fields: dict[str, str],
     answer: str,
-    item: dict[str, Any],
-    request: Request,
-    other: str,
+    wrong: Sequence[str] | None,
+    named: bool = True,
 ) -> tuple[str, str, dict[str, Any]]:
     """The prompt in the task's exact format, the answer in it, and what they were made from.
 
-    We place the right option ourselves, by hash: a model likes some letters better.
+    We place the right option ourselves, by hash: a model likes some letters better. Without
+    `named` the prompt says "this country". Raises MalformedError for too few options.
     """
     inputs: dict[str, Any] = dict(fields)
     spread = int(make_id("place", fields, culture.id), 16)
     places = [culture.name, *culture.places]
-    values = {**fields, "culture": culture.name, "place": places[spread % len(places)]}
-    if request.kind == "contrast":
-        values |= {"culture": "this country", "place": "this country"}
+    values = {**fields, "culture": "this country", "place": "this country"}
+    if named:
+        values |= {"culture": culture.name, "place": places[spread % len(places)]}
     if task.labels:
         inputs["options"] = task.labels
     elif task.options:
-        given = item.get("options")
-        if not isinstance(given, list) or not all(isinstance(o, str) and o.strip() for o in given):
-            raise MalformedError("no options")
-        wrong = [" ".join(o.split()) for o in given if _same(o) != _same(answer)]
-        if other or request.kind == "contrast":
-            theirs = " ".join(str(item.get("answer" if other else "other_answer", "")).split())
-            wrong = [theirs, *(o for o in wrong if _same(o) != _same(theirs))]
-        wrong = wrong[: task.options - 1]
-        if len({_same(o) for o in wrong}) < task.options - 1:
+        others = [o for o in wrong or () if _same(o) != _same(answer)][: task.options - 1]
+        if len({_same(o) for o in others}) < task.options - 1:
             raise MalformedError("too few options")
         at = spread % task.options
-        options = [*wrong[:at], answer, *wrong[at:]]
+        options = [*others[:at], answer, *others[at:]]
         inputs["options"] = options
         if "{options}" in task.prompt:
             letters = LETTERS[: len(options)]
-            values["options"] = "\n".join(
-                f"{c}. {o}" for c, o in zip(letters, options, strict=True)
-            )
+            lines = [f"{c}. {o}" for c, o in zip(letters, options, strict=True)]
+            values["options"] = "\n".join(lines)
             inputs |= {"options": list(letters), "texts": options}
             answer = letters[at]
     content = re.sub(r"\{(\w+)\}", lambda m: values.get(m[1], m[0]), task.prompt)
