@@ -6,6 +6,7 @@ judge model and for people; here stands what can be seen from the texts alone.
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -23,19 +24,44 @@ SAME = 0.9  # share of a quote's words that stand in its passage, in order, and 
 SUPPORT = 0.34  # share of an answer's terms that its quote, or else its sentence, must have
 MOST = 0.75  # share that one label may have of a task's examples
 FEW = 12  # examples from which on labels are balanced
-# words whose presence or absence turns a sentence round
+GIVEN = 0.6  # share of an answer's words in a row that, standing in the prompt, give it away
+NEAR = 0.65  # Jaccard similarity of pairs of words from which an example is a copy of another
+ALIKE = 0.6  # share of a clause's terms from which another clause speaks of the same
+
+# what turns a clause round ("t" is that of "don't"), and where a clause ends
 _TURNING = frozenset(
     (
         *("not", "no", "never", "nobody", "none", "neither", "nor", "without", "hardly", "rarely"),
-        *("seldom", "cannot", "t", "dont", "doesnt", "isnt", "arent", "unless"),  # t: of don't
+        *("seldom", "cannot", "t", "dont", "doesnt", "isnt", "arent", "avoid", "avoids"),
+        *("avoided", "avoiding", "refrain", "rather", "instead", "than"),
     )
 )
+_AWAY = re.compile(r"\b(?:keep|stay|leave)\b.*\b(?:out|away|off|free|from)\b", re.IGNORECASE)
+_CLAUSE = re.compile(
+    r"[,;:.!?…]+(?=\s|$)|\b(?:and|but|(?:even )?(?:though|when|if)|although|since|because|so|while"
+    r"|whereas|or|unless|until)\b|(?=\b(?:rather than|instead of|without)\b)"
+    r"|(?<!rather )(?=\bthan\b)",
+    re.IGNORECASE,
+)
+_NUMBERS = {
+    word: str(number)
+    for number, word in enumerate(
+        (
+            *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
+            *("ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen"),
+            *("seventeen", "eighteen", "nineteen", "twenty"),
+        )
+    )
+} | {"thirty": "30", "forty": "40", "fifty": "50", "sixty": "60", "ninety": "90", "hundred": "100"}
 _META = re.compile(
     r"\b(?:the|this|that|these|given|above|following)\s+(?:passages?|excerpts?|texts?|evidence|"
-    r"context|source|sources|quotes?|articles?)\b.{0,20}\b(?:says?|states?|mentions?|shows?|tells?"
-    r"|describes?|above|below|provided|given|according)?"
-    r"|\baccording to (?:the|this) (?:passage|text|excerpt|article|evidence)\b"
-    r"|\bpassage \d|\bas an ai\b|\btraining examples?\b|\bjson\b",
+    r"contexts?|sources?|quotes?|articles?)\s+(?:\w+\s+)?(?:above|below|says?|states?|mentions?|describes?|"
+    r"explains?|provided|tells? us|notes?|shows? that)\b"
+    r"|\b(?:according to|based on|as (?:stated|described|mentioned) in)\s+(?:the|this)\s+"
+    r"(?:\w+\s+)?(?:passage|text|excerpt|article|evidence|source|context|quote)s?\b"
+    r"|\bas the (?:passage|text|excerpt|article|evidence)\b"
+    r"|\bpassage (?:\d|one|two|three)\b|\bas an ai\b|\b(?:training|synthetic) (?:example|data)\w*"
+    r"|\bjson\b",
     re.IGNORECASE,
 )
 
@@ -57,7 +83,9 @@ class Checks:
         self._names = [n for culture in recipe.cultures for n in names_of(culture)]
         self._excluded = excluded or Excluded([])
         self._prompts = Excluded(line for text in prompts for line in text.split("\n"))
-        self._near: dict[tuple[str, str | None], NearDuplicates] = defaultdict(NearDuplicates)
+        self._near: dict[tuple[str, str | None], NearDuplicates] = defaultdict(
+            lambda: NearDuplicates(NEAR, 2)
+        )
         self._seen: dict[tuple[str | None, str], Example] = {}
         self._labels: dict[tuple[str, str | None], Counter[str]] = defaultdict(Counter)
 
@@ -69,13 +97,18 @@ class Checks:
             self._seen.setdefault((example.task, _folded(prompt)), example)
             if not _is_cut(example):
                 key = (example.culture, example.task)
-                self._near[key].add(example.id, f"{prompt}\n{example.answer}")
+                self._near[key].add(example.id, self._written(example))
             self._labels[example.culture, example.task][example.answer] += 1
         return found
 
     def of_itself(self, example: Example) -> str | None:
         """Why an example is not kept, whatever the others are."""
-        return self._form(example) or self._grounding(example) or self._wording(example)
+        return (
+            self._form(example)
+            or self._language(example)
+            or self._grounding(example)
+            or self._wording(example)
+        )
 
     # -- one example ---------------------------------------------------------------------------
 
@@ -110,6 +143,11 @@ class Checks:
         if example.answer not in options:
             return "the answer is not among the options"
         texts = example.inputs.get("texts", options)
+        task = self._tasks.get(example.task or "")
+        if task and "{options}" in task.prompt and "texts" not in example.inputs:
+            return "fields are missing: texts"
+        if not isinstance(texts, list) or not all(isinstance(t, str) and t.strip() for t in texts):
+            return "the options are not a list of texts"
         if len(texts) < 2 or len({_folded(o) for o in texts}) < len(texts):
             return "the options are not distinct"
         return None
@@ -131,14 +169,35 @@ class Checks:
         if not any(item and stands_in(example.quote, item.text) for item in cited):
             return "the quote does not stand in the cited evidence"
         labelled = bool(self._tasks[example.task].labels) if example.task in self._tasks else False
-        if not labelled and not _is_cut(example):
+        language = example.inputs.get("language", "en")
+        # across languages no word can be compared: that is for a judge
+        same = hygiene.language_of(example.quote) in {language, ""}
+        if not labelled and not _is_cut(example) and same:
             answer = answer_text(example)
-            passages = " ".join(item.text for item in cited if item)
-            if not supports(example.quote, answer, example.inputs.get("language", "en")):
+            if not supports(example.quote, answer, language):
                 return "the quote does not support the answer"
-            if turned(answer, _sentence_of(example.quote, passages)):
+            if turned(answer, example.quote, language):
                 return "the answer turns its quote round"
         return None
+
+    def _language(self, example: Example) -> str | None:
+        if _is_cut(example) or example.generator.startswith("import:"):
+            return None
+        wanted = example.inputs.get("language", "en")
+        task = self._tasks.get(example.task or "")
+        text = self._written(example, with_answer=not (task and task.labels))
+        found = hygiene.language_of(text)
+        long = len(text) >= 40 or (len(text) >= 12 and not text.isascii())
+        return "another language" if long and found and found != wanted else None
+
+    def _written(self, example: Example, with_answer: bool = True) -> str:
+        """What was written of an example, without the frame that all of its task have."""
+        task = self._tasks.get(example.task or "")
+        parts = [_prompt(example)]
+        if task and task.prompt:
+            parts = [str(example.inputs.get(name, "")) for name in task.fields]
+            parts += map(str, example.inputs.get("texts", ()))
+        return "\n".join([*parts, *([answer_text(example)] if with_answer else [])])
 
     def _wording(self, example: Example) -> str | None:
         prompt, answer = _prompt(example), answer_text(example)
@@ -157,19 +216,13 @@ class Checks:
                     return f"the prompt names a culture ({name})"
             given = not task or "answer" not in task.shows
             free = not (task and task.labels)
-            if given and free and len(answer) > 3 and _folded(answer) in _folded(fields):
+            if given and free and gives_away(fields, answer):
                 return "the prompt gives the answer away"
         written = f"{fields if task else prompt}\n{answer}"
         if hygiene.addresses_a_model(written):
             return "instructions to a model"
         if _META.search(written) or self._prompts.holds(written):
             return "the generator's prompt leaks"
-        if not _is_cut(example):
-            wanted = example.inputs.get("language", "en")
-            free_text = fields if task and task.labels else f"{fields} {answer}"
-            found = hygiene.language_of(free_text if task else written)
-            if found and found != wanted and len(free_text) >= 40:
-                return "another language"
         return None
 
     # -- compared with others ------------------------------------------------------------------
@@ -189,7 +242,7 @@ class Checks:
         if _is_cut(example):
             return None
         key = (example.culture, example.task)
-        if self._near[key].of(f"{prompt}\n{example.answer}"):
+        if self._near[key].of(self._written(example)):
             return "near-duplicate"
         task = self._tasks.get(example.task or "")
         if task and task.labels:
@@ -270,36 +323,62 @@ def support(quote: str, answer: str, language: str = "en") -> float:
     """The share of an answer's terms that its quote has (1 for an answer without any)."""
     mine = set(terms(answer, language))
     theirs = set(terms(quote, language))
-    return len(mine & theirs) / len(mine) if mine else 1.0
+    starts = {t[:5] for t in theirs if len(t) >= 5}  # fifteen, fifteenth
+    shared = sum(t in theirs or (len(t) >= 5 and t[:5] in starts) for t in mine)
+    return shared / len(mine) if mine else 1.0
 
 
-def turned(answer: str, sentence: str) -> bool:
-    """Whether one of two says no, or another number, where the other says the same words.
+def turned(answer: str, quote: str, language: str = "en") -> bool:
+    """Whether a clause of the answer says no where its quote's says yes, or names other numbers.
 
-    Only told where the answer repeats most of the sentence: else a "not" may be about anything.
+    Compared are clauses that speak of the same: most of the answer's terms stand in the quote's.
     """
-    mine, theirs = words(answer), words(sentence)
-    a, b = set(mine) - _TURNING, set(theirs) - _TURNING
-    plain_a = {w for w in a if not w.isdigit()}
-    if not plain_a or len(plain_a & b) < 0.6 * len(plain_a):
+    theirs = [(_clause_terms(c, language), _says_no(c), _numbers(c)) for c in _clauses(quote)]
+    for clause in _clauses(answer):
+        mine, no, numbers = _clause_terms(clause, language), _says_no(clause), _numbers(clause)
+        alike = [t for t in theirs if mine and len(mine & t[0]) >= max(2, ALIKE * len(mine))]
+        if alike:
+            nearest = max(alike, key=lambda t: len(mine & t[0]) / len(mine | t[0]))
+            if nearest[1] != no and not any(t[1] == no for t in theirs if mine & t[0]):
+                return True
+            if numbers and nearest[2] and not numbers <= set().union(*(t[2] for t in theirs)):
+                return True
+        elif no and mine and len(mine) <= 2:
+            # "not the hands", where the quote says the hands
+            said = [t for t in theirs if mine <= t[0]]
+            if said and not any(t[1] for t in said):
+                return True
+    return False
+
+
+def _clauses(text: str) -> list[str]:
+    text = re.sub(r"\b(?:any|every)(?:where|thing|one|body)\s+but\b", ", not", text, flags=re.I)
+    return [c for c in _CLAUSE.split(text) if c and c.strip()]
+
+
+def _says_no(clause: str) -> bool:
+    return not _TURNING.isdisjoint(words(clause)) or _AWAY.search(clause) is not None
+
+
+def _clause_terms(clause: str, language: str) -> set[str]:
+    kept = " ".join(w for w in words(clause) if w not in _TURNING and w not in _NUMBERS)
+    return {t for t in terms(kept, language) if not t.isdigit()}
+
+
+def _numbers(clause: str) -> set[str]:
+    joined = re.sub(r"(?<=\d)[.,](?=\d{3}\b)", "", clause)
+    found = {_NUMBERS.get(w, w) for w in words(joined)}
+    return {w for w in found if w.isdigit() and w != "1"}  # "one" is often nobody's number
+
+
+def gives_away(prompt: str, answer: str) -> bool:
+    """Whether an answer stands in a prompt: all of it, or most of its words in a row."""
+    mine, theirs = words(answer), words(prompt)
+    if not mine or len(answer) <= 3:
         return False
-    if bool(_TURNING.intersection(mine)) != bool(_TURNING.intersection(theirs)):
-        return True
-    numbers = {w for w in a if w.isdigit()}
-    return bool(numbers) and not numbers <= {w for w in b if w.isdigit()}
-
-
-def _sentence_of(quote: str, passage: str) -> str:
-    """The sentences of a passage that a quote stands in."""
-    from cmgr.sources.passages import sentence_ends
-
-    start = 0
-    wanted = normal(quote)
-    for end in sentence_ends(passage):
-        if wanted and wanted in normal(passage[start:end]):
-            return passage[start:end]
-        start = end
-    return quote
+    size = len(mine) if len(mine) < 4 else max(4, math.ceil(GIVEN * len(mine)))
+    runs = {tuple(theirs[i : i + size]) for i in range(len(theirs) - size + 1)}
+    return any(tuple(mine[i : i + size]) in runs for i in range(len(mine) - size + 1))
 
 
 def reasons(found: Mapping[str, int]) -> str:

@@ -37,14 +37,15 @@ def shingles(text: str, size: int = SHINGLE) -> set[tuple[str, ...]]:
 class NearDuplicates:
     """Texts by key; finds those that a new one all but repeats (exact Jaccard, no hashing)."""
 
-    def __init__(self, near: float = NEAR) -> None:
+    def __init__(self, near: float = NEAR, size: int = SHINGLE) -> None:
         self.near = near
+        self.size = size
         self._sizes: dict[Hashable, int] = {}
         self._keys: dict[tuple[str, ...], list[Hashable]] = defaultdict(list)
 
     def of(self, text: str) -> list[Hashable]:
         """The keys of all texts added so far that are near this one, or hold it, nearest first."""
-        mine = shingles(text)
+        mine = shingles(text, self.size)
         common: Counter[Hashable] = Counter()
         for shingle in mine:
             common.update(self._keys.get(shingle, ()))
@@ -58,7 +59,7 @@ class NearDuplicates:
 
     def add(self, key: Hashable, text: str) -> None:
         """Keep a text."""
-        mine = shingles(text)
+        mine = shingles(text, self.size)
         self._sizes[key] = len(mine)
         for shingle in mine:
             self._keys[shingle].append(key)
