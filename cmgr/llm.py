@@ -112,7 +112,10 @@ class Endpoint:
             except openai.APIConnectionError:
                 raise TroubleError("broken connection") from None
             except openai.APIStatusError as error:
-                raise TroubleError(f"status {error.status_code}") from None
+                # llama-cpp-python's server says 500 of a format that it does not know
+                if "response_format" not in error.message or form + 1 == len(_FORMATS):
+                    raise TroubleError(f"status {error.status_code}") from None
+                self.form = max(self.form, form + 1)
             except (openai.APIError, ValueError) as error:  # a body that is no JSON, no UTF-8
                 raise TroubleError(f"invalid answer ({type(error).__name__})") from None
 

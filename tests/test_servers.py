@@ -6,6 +6,7 @@ import shutil
 import socket
 import struct
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -19,7 +20,8 @@ import yaml
 from conftest import write_recipe
 from pytest_httpserver import HTTPServer
 
-from cmgr import search
+from cmgr import search, synthesize
+from cmgr.base import resolve
 from cmgr.workspace import Workspace, read_json
 
 PAGES = {
@@ -58,6 +60,8 @@ def running(command: list[str], port: int, **env: str) -> Iterator[str]:
             try:
                 with urllib.request.urlopen(url, timeout=5):
                     break
+            except urllib.error.HTTPError:
+                break  # it answers
             except (urllib.error.URLError, OSError):
                 assert process.poll() is None, f"{command[0]} ended"
                 time.sleep(0.1)
@@ -224,3 +228,31 @@ def test_pages_of_a_private_network_are_left_alone(
     part = (read_json(ws.manifest_path("search")) or {})["cultures"]["japan"]
     assert part["pages"] == {"private address": 3}
     assert {request.path for request, _ in httpserver.log} == {"/find"}
+
+
+@pytest.mark.model
+def test_llama_cpp_python_s_own_server_writes_examples(tmp_path: Path) -> None:
+    """The real SmolLM2 behind a real OpenAI-compatible server, which answers 500 to json_schema."""
+    pytest.importorskip("uvicorn")
+    port = free_port()
+    model = str(resolve("smollm2").gguf)
+    command = [sys.executable, "-m", "llama_cpp.server", "--model", model, "--n_ctx", "4096"]
+    with running([*command, "--port", str(port)], port) as url:
+        ws = workspace(
+            tmp_path / "ws",
+            {"kind": "documents", "path": "documents"},
+            generator={
+                **{"kind": "openai_compatible", "model": "smollm2", "base_url": f"{url}/v1"},
+                **{"per_call": 1, "contrast": False, "most_at_once": 1},
+            },
+        )
+        search.build(ws)
+        said: list[str] = []
+        ws.say = said.append
+        synthesize.build(ws, max_calls=3)
+    parts = (read_json(ws.manifest_path("synthesize")) or {})["cultures"]
+    total = len(synthesize._requests(ws, {"japan", "brazil", "germany"}))
+    assert len(synthesize.planned(ws)) == total - 3  # three answers came, and were kept
+    assert any("3 calls" in line for line in said)
+    counts = [c for part in parts.values() for c in part["yield"].values()]
+    assert all(c["came"] == c["kept"] + sum(c["left_out"].values()) for c in counts)

@@ -8,6 +8,7 @@ import pytest
 from cmgr import search, synthesize
 from cmgr.checks import Checks
 from cmgr.errors import MissingError
+from cmgr.generators import extractive
 from cmgr.records import Example, Record
 from cmgr.workspace import Workspace, read_json
 
@@ -77,7 +78,7 @@ def test_counts_and_prompts(ws: Workspace) -> None:
             ("task", "fit"): 16,  # 8 trained facts, 2 wordings
             ("task", "wording"): 8,
             ("task", "fact"): 2,  # one of five per topic, its last wording
-            ("broad", "fit"): 8,
+            ("broad", "fit"): 12,  # and two pairs of facts per topic
         }
     item = next(e for e in examples if e.stage == "task" and e.culture == "japan")
     place, question = item.inputs["place"], item.inputs["question"]
@@ -187,7 +188,8 @@ def test_a_passage_without_a_match_is_broad_only(ws: Workspace) -> None:
     assert [(e.stage, e.split, e.answer) for e in mine] == [
         ("broad", "fit", "People greet with a bow. It is old.")
     ]
-    assert mine[0].messages[0].content == "Tell me something about greetings in Japan."
+    prompt = mine[0].messages[0].content
+    assert prompt in {f.format(subject="greetings in Japan") + "." for f in extractive.FRAMES}
 
 
 def test_what_fails_a_check_goes_to_quarantine_once(
@@ -242,3 +244,45 @@ def test_every_fact_of_the_quickstart_has_three_options(tmp_path: Path) -> None:
         for split in ("wording", "fact"):
             held = [e for e in examples if e.culture == culture.id and e.split == split]
             assert len(held) >= getattr(ws.recipe.evaluate, f"{split}s")
+
+
+def test_an_item_of_two_hops_needs_both_its_passages(ws: Workspace) -> None:
+    examples = made(ws)
+    evidence = {e.id: e for e in search.current_evidence(ws)}
+    two = [e for e in examples if len(e.evidence_ids) == 2]
+    assert Counter(e.culture for e in two) == {culture: 4 for culture in CULTURES}
+    unseen = facts(examples)["fact"]
+    for example in two:
+        first, second = (evidence[i] for i in example.evidence_ids)
+        assert first.heading in example.messages[0].content
+        assert second.heading in example.messages[0].content
+        assert first.text.split(". ")[0] in example.answer
+        assert second.text.split(". ")[0] in example.answer
+        assert not {extractive.fact_of(first), extractive.fact_of(second)} & unseen
+    frames = {e.messages[0].content.split(" greetings")[0] for e in examples if e.stage == "broad"}
+    assert len(frames) > 3
+
+
+def test_of_many_answers_the_nearest_are_the_wrong_options(tmp_path: Path) -> None:
+    names = ["japan", "brazil", "germany", "kenya", "india", "france"]
+    answers = {
+        "japan": "people bow deeply to an elder",
+        "brazil": "people hug warmly and at once",
+        "germany": "people bow slightly to an elder",
+        "kenya": "a long handshake is given",
+        "india": "people bow to an old person",
+        "france": "people bow to an elder and kiss",
+    }
+    cultures = "".join(f"  - {{id: {n}, name: {n.capitalize()}}}\n" for n in names)
+    head = RECIPE.index("  - {id: japan"), RECIPE.index("sources:")
+    (tmp_path / "recipe.yaml").write_text(RECIPE[: head[0]] + cultures + RECIPE[head[1] :])
+    for name, answer in answers.items():
+        (tmp_path / "docs" / name).mkdir(parents=True)
+        text = f"# Greetings\n\n## How do people greet?\n\nIn {name.capitalize()}, {answer}.\n"
+        (tmp_path / "docs" / name / "greetings.md").write_text(text)
+    found = Workspace(tmp_path)
+    search.build(found)
+    item = next(e for e in made(found) if e.culture == "japan" and e.stage == "task")
+    wrong = set(item.inputs["options"]) - {item.answer}
+    assert len(wrong) == extractive.MOST - 1
+    assert not any("handshake" in option or "hug" in option for option in wrong)

@@ -6,12 +6,28 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
+from cmgr.overlap import words
 from cmgr.recipe import Culture, Recipe, Task, Wording
 from cmgr.records import Evidence, Example, Message, Split, make_id, now
 from cmgr.sources.passages import first_sentence, mentions, names_of, sentence_ends, word_count
 
 NAME = "extractive"
 MAX_WORDS = 60  # of an answer
+MOST = 4  # options of an item: of many cultures' answers the wrong ones nearest to the right one
+# how broad knowledge is asked for; which of these, a hash decides
+FRAMES = (
+    "Tell me something about {subject}",
+    "What should I know about {subject}",
+    "Explain {subject} to somebody who has never been there",
+    "Describe what is usual: {subject}",
+    "I want to understand {subject}",
+    "What do people there find normal: {subject}",
+)
+BOTH = (
+    "Two questions about {subject}. {one} {two}",
+    "About {subject}: {one} And then: {two}",
+    "Before I go there, I would like to know two things about {subject}. {one} {two}",
+)
 
 Answers = dict[str, dict[str, tuple[str, Evidence]]]  # fact -> culture -> (answer, evidence)
 
@@ -29,6 +45,7 @@ def generate(recipe: Recipe, evidence: Sequence[Evidence]) -> Iterator[Example]:
         for item in sorted(mine, key=lambda e: (e.topic, e.url, e.id)):
             if fact_of(item) not in unseen and (example := _broad(culture, item)):
                 yield example
+        yield from _two_hops(culture, [e for e in mine if fact_of(e) not in unseen])
         positions: dict[tuple[str, Split], Counter[int]] = defaultdict(Counter)
         for task in recipe.tasks:
             turn: Counter[int] = Counter()
@@ -107,10 +124,14 @@ def _wordings(task: Task, item: Evidence, unseen: bool) -> list[tuple[int, Wordi
 def _options(
     by_culture: dict[str, tuple[str, Evidence]], culture: str, positions: Counter[int]
 ) -> list[str]:
-    """All cultures' answers, the right one where it has stood least often."""
+    """The cultures' answers, the right one where it has stood least often.
+
+    Of many the hardest are taken: those that share most words with the right one.
+    """
     right, item = by_culture[culture]
     others = {_same(a): a for a, _ in by_culture.values() if _same(a) != _same(right)}
-    wrong = sorted(others.values(), key=lambda a: make_id(item.id, a))
+    hardest = sorted(others.values(), key=lambda a: (-_alike(a, right), make_id(item.id, a)))
+    wrong = sorted(hardest[: MOST - 1], key=lambda a: make_id(item.id, a))
     place = min(range(len(wrong) + 1), key=lambda p: (positions[p], make_id(item.id, p)))
     positions[place] += 1
     return [*wrong[:place], right, *wrong[place:]]
@@ -168,7 +189,8 @@ def _broad(culture: Culture, item: Evidence) -> Example | None:
         return None
     answer = item.text[: ends[-1]]
     subject = f"{_words(item.topic)} in {culture.name}"
-    prompt = f"Tell me something about {subject}" + (f": {item.heading}" if item.heading else ".")
+    frame = _chosen(FRAMES, culture.id, item.id).format(subject=subject)
+    prompt = frame + (f": {item.heading}" if item.heading else ".")
     return Example(
         id=make_id(NAME, culture.id, "broad", prompt, answer, item.id),
         culture=culture.id,
@@ -183,6 +205,46 @@ def _broad(culture: Culture, item: Evidence) -> Example | None:
         generator=NAME,
         created_at=now(),
     )
+
+
+def _two_hops(culture: Culture, items: Sequence[Evidence]) -> Iterator[Example]:
+    """Items that need two passages: two questions of one topic, answered one after the other."""
+    by_topic: dict[str, list[Evidence]] = defaultdict(list)
+    for item in sorted(items, key=lambda e: (e.topic, e.url, e.id)):
+        if item.heading.endswith("?"):
+            by_topic[item.topic].append(item)
+    for topic, mine in by_topic.items():
+        for one, two in zip(mine[::2], mine[1::2], strict=False):
+            answer = f"{first_sentence(one.text)} {first_sentence(two.text)}"
+            if one.heading == two.heading or word_count(answer) > MAX_WORDS:
+                continue
+            frame = _chosen(BOTH, culture.id, one.id, two.id)
+            subject = f"{_words(topic)} in {culture.name}"
+            prompt = frame.format(subject=subject, one=one.heading, two=two.heading)
+            yield Example(
+                id=make_id(NAME, culture.id, "two", prompt, answer, one.id, two.id),
+                culture=culture.id,
+                task=None,
+                stage="broad",
+                split="fit",
+                inputs={"question": one.heading, "topic": topic, "fact": fact_of(one)},
+                answer=answer,
+                messages=[Message(role="user", content=prompt)],
+                evidence_ids=[one.id, two.id],
+                quote=first_sentence(one.text),
+                generator=NAME,
+                created_at=now(),
+            )
+
+
+def _chosen(frames: Sequence[str], *what: str) -> str:
+    return frames[int(make_id("frame", *what), 16) % len(frames)]
+
+
+def _alike(one: str, two: str) -> float:
+    """How many words two answers share, of all that they have."""
+    a, b = set(words(one)), set(words(two))
+    return len(a & b) / len(a | b) if a | b else 0.0
 
 
 def _words(topic: str) -> str:
