@@ -15,7 +15,7 @@ from cmgr.generators import extractive, imported, llama, openai_batch, openai_co
 from cmgr.generators.calls import Budget, Calls, price_of, tokens_of
 from cmgr.llm import repair
 from cmgr.records import Evidence, Example, Record, make_id, now
-from cmgr.workspace import Progress, Workspace, hash_records, read_json
+from cmgr.workspace import Progress, Workspace, hash_records
 
 # for a forecast: tokens of an example, tokens a second of a small model here, seconds a call
 SHOWN, TOKENS_A_SECOND, CALL_SECONDS = 150, 100, 8
@@ -34,7 +34,7 @@ def current_examples(ws: Workspace) -> list[Example]:
 
 def all_examples(ws: Workspace, cultures: Sequence[str] | None = None) -> list[Example]:
     """The examples of the last synthesis of these cultures (or all), rejected ones too."""
-    parts = _parts(ws)
+    parts = ws.parts("synthesize")
     mine = ws.recipe.pick(list(cultures) if cultures else None)
     wanted = {
         i for c in mine for key in ("ids", "imported") for i in parts.get(c.id, {}).get(key, [])
@@ -79,7 +79,7 @@ def build(
 
     inputs = _inputs(ws, evidence)
     have = {e.id for e in ws.read("examples", Example)}
-    parts = {c.id: part for c in recipe.cultures if (part := _parts(ws).get(c.id))}
+    parts = {c.id: part for c in recipe.cultures if (part := ws.parts("synthesize").get(c.id))}
     todo = [
         c
         for c in wanted
@@ -182,7 +182,7 @@ def import_file(
     have = all_examples(ws)
     for example in have:
         checks.reason(example)
-    parts = _parts(ws)
+    parts = ws.parts("synthesize")
     made: dict[str, Outcome] = defaultdict(Outcome)
     known = {e.id for e in have}
     for number, row in rows:
@@ -408,13 +408,6 @@ def _finish(ws: Workspace, parts: dict[str, dict[str, Any]]) -> None:
         quarantined={culture: part["quarantined"] for culture, part in parts.items()},
         cultures=parts,
     )
-
-
-def _parts(ws: Workspace) -> dict[str, dict[str, Any]]:
-    """What the manifest holds per culture."""
-    manifest = read_json(ws.manifest_path("synthesize")) or {}
-    parts: dict[str, dict[str, Any]] = manifest.get("cultures", {})
-    return parts
 
 
 def _inputs(ws: Workspace, evidence: list[Evidence]) -> str:

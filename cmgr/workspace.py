@@ -216,6 +216,13 @@ class Workspace:
         """Write a stage's manifest: the hash of its inputs, and facts about what was made."""
         write_json(self.manifest_path(stage), {"inputs": inputs, "finished_at": now(), **facts})
 
+    def parts(self, stage: str) -> dict[str, dict[str, Any]]:
+        """What a stage's manifest holds per culture."""
+        found: dict[str, dict[str, Any]] = (read_json(self.manifest_path(stage)) or {}).get(
+            "cultures", {}
+        )
+        return found
+
     # -- the lock ----------------------------------------------------------------------------
 
     @contextmanager

@@ -16,7 +16,7 @@ from cmgr.overlap import Excluded
 from cmgr.recipe import Recipe
 from cmgr.records import Evidence, Example, make_id
 
-SET = Path(__file__).with_name("check_set.jsonl")
+SETS = ("check_set.jsonl", "check_set_2.jsonl")
 CULTURES = [
     {
         "id": "japan",
@@ -248,9 +248,9 @@ def test_support_and_what_turns_a_sentence() -> None:
 # -- the set ------------------------------------------------------------------------------------
 
 
-def read_set() -> tuple[list[Evidence], list[tuple[str, bool, Example]]]:
+def read_set(name: str) -> tuple[list[Evidence], list[tuple[str, bool, Example]]]:
     passages, found = [], []
-    for line in SET.open(encoding="utf-8"):
+    for line in Path(__file__).with_name(name).open(encoding="utf-8"):
         row = json.loads(line)
         if "evidence" in row:
             e = row["evidence"]
@@ -275,10 +275,12 @@ def read_set() -> tuple[list[Evidence], list[tuple[str, bool, Example]]]:
     return passages, found
 
 
-def test_the_checks_catch_what_can_be_seen_and_spare_what_is_right() -> None:
+@pytest.mark.parametrize("name", SETS)
+def test_the_checks_catch_what_can_be_seen_and_spare_what_is_right(name: str) -> None:
     """Goal of the issue: 95% of the checkable faults, at most 2% false alarms."""
-    passages, found = read_set()
-    assert Counter(kind == "right" for kind, *_ in found) == {True: 200, False: 200}
+    passages, found = read_set(name)
+    half = {"check_set.jsonl": 200, "check_set_2.jsonl": 80}[name]
+    assert Counter(kind == "right" for kind, *_ in found) == {True: half, False: half}
     checks = Checks(RECIPE, passages)
     missed: list[tuple[str, str]] = []
     alarms: list[tuple[str, str]] = []
@@ -292,4 +294,4 @@ def test_the_checks_catch_what_can_be_seen_and_spare_what_is_right() -> None:
             if told is None:
                 missed.append((kind, f"{example.messages[0].content} => {example.answer}"))
     assert len(missed) <= 0.05 * wrong, missed
-    assert len(alarms) <= 0.02 * 200, alarms
+    assert len(alarms) <= 0.02 * half, alarms

@@ -22,7 +22,7 @@ from cmgr.workspace import Progress, Workspace, read_json
 
 def current_evidence(ws: Workspace) -> list[Evidence]:
     """The evidence of the last search: what has vanished from the sources is not in it."""
-    parts = _parts(ws)
+    parts = ws.parts("search")
     wanted = {i for c in ws.recipe.cultures for i in parts.get(c.id, {}).get("ids", [])}
     return [e for e in ws.read("evidence", Evidence) if e.id in wanted] if wanted else []
 
@@ -69,7 +69,7 @@ def build(
         place = _place(ws, web)
         folders = _folders(ws, place)
         have = {e.id: e for e in ws.read("evidence", Evidence)}
-        parts = {c.id: part for c in recipe.cultures if (part := _parts(ws).get(c.id))}
+        parts = {c.id: part for c in recipe.cultures if (part := ws.parts("search").get(c.id))}
         todo: dict[str, str] = {}
         for culture in recipe.pick(list(cultures) if cultures else None):
             inputs = _inputs(ws, culture, asked, folders, excluded)
@@ -147,13 +147,6 @@ def _finish(
         exclude=[str(path) for path, _ in excluded],
         cultures=parts,
     )
-
-
-def _parts(ws: Workspace) -> dict[str, dict[str, Any]]:
-    """What the manifest holds per culture."""
-    manifest = read_json(ws.manifest_path("search")) or {}
-    parts: dict[str, dict[str, Any]] = manifest.get("cultures", {})
-    return parts
 
 
 def _joined(inputs: dict[str, str]) -> str:

@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import json
 
-from cmgr.recipe import Source
 from cmgr.records import Query
-from cmgr.sources import Place
-from cmgr.sources.keyed import key, results
+from cmgr.sources.keyed import Keyed, results
 from cmgr.sources.passages import Result
 
-URL = "https://api.search.brave.com/res/v1/web/search"
 # codes that differ from ISO 639-1
 _LANGUAGES = {"ja": "jp", "pt": "pt-br", "zh": "zh-hans"}
 
 
-class Searcher:
+class Searcher(Keyed):
     """What Brave finds; the pages are to be fetched."""
 
-    def __init__(self, source: Source, place: Place) -> None:
-        self._web = place.web
-        self._key = key("brave")
-        self._url = place.web.name(source.url) if source.url else URL
-        self._delay = 1.0 if source.delay is None else source.delay
+    kind, url, delay = "brave", "https://api.search.brave.com/res/v1/web/search", 1.0
 
     def search(self, query: Query, limit: int) -> list[Result]:
         """The first results; raises SourceError."""

@@ -7,6 +7,8 @@ import os
 from typing import Any
 
 from cmgr.errors import MissingError
+from cmgr.recipe import Source
+from cmgr.sources import Place
 from cmgr.sources.passages import Result
 
 
@@ -22,6 +24,23 @@ def key(kind: str) -> str:
     if not (value.isascii() and value.isprintable()):
         raise MissingError(f"{name} holds characters that no key has. Set it again.")
     return value
+
+
+class Keyed:
+    """A search API with a key: its usual address, and seconds between two requests.
+
+    Raises MissingError where the key is not there.
+    """
+
+    kind: str
+    url: str
+    delay: float
+
+    def __init__(self, source: Source, place: Place) -> None:
+        self._web = place.web
+        self._key = key(self.kind)
+        self._url = place.web.name(source.url) if source.url else self.url
+        self._delay = self.delay if source.delay is None else source.delay
 
 
 def results(body: bytes, *path: str, link: str = "url") -> list[Result]:

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from cmgr.recipe import Source
 from cmgr.records import Query
-from cmgr.sources import Place
-from cmgr.sources.keyed import key, results
+from cmgr.sources.keyed import Keyed, results
 from cmgr.sources.passages import Result
 
-URL = "https://google.serper.dev/search"
 
-
-class Searcher:
+class Searcher(Keyed):
     """What Serper finds; the pages are to be fetched."""
 
-    def __init__(self, source: Source, place: Place) -> None:
-        self._web = place.web
-        self._key = key("serper")
-        self._url = place.web.name(source.url) if source.url else URL
-        self._delay = 0.2 if source.delay is None else source.delay
+    kind, url, delay = "serper", "https://google.serper.dev/search", 0.2
 
     def search(self, query: Query, limit: int) -> list[Result]:
         """The first results; raises SourceError."""

@@ -689,21 +689,21 @@ class _Guard(HTTPAdapter):
     """requests' adapter over connections that check the address they connect to."""
 
     def __init__(self, allowed: Callable[[str, int | None], bool]) -> None:
-        class Plain(HTTPConnection):
-            def _new_conn(self) -> Any:
+        class Checked:
+            """What both kinds of connection do otherwise than urllib3's."""
+
+            def _new_conn(self: Any) -> Any:
                 return _connect(self, allowed)
 
-            def request(self, *args: Any, **kwargs: Any) -> None:
+            def request(self: Any, *args: Any, **kwargs: Any) -> None:
                 _current.watch.connection = self
-                super().request(*args, **kwargs)
+                super().request(*args, **kwargs)  # type: ignore[misc]
 
-        class Secure(HTTPSConnection):
-            def _new_conn(self) -> Any:
-                return _connect(self, allowed)
+        class Plain(Checked, HTTPConnection):
+            pass
 
-            def request(self, *args: Any, **kwargs: Any) -> None:
-                _current.watch.connection = self
-                super().request(*args, **kwargs)
+        class Secure(Checked, HTTPSConnection):
+            pass
 
         class PlainPool(HTTPConnectionPool):
             ConnectionCls = Plain
