@@ -94,7 +94,11 @@ class Checks:
         self._names = [n for culture in recipe.cultures for n in names_of(culture)]
         self._excluded = excluded or Excluded([])
         self._prompts = Excluded(line for text in prompts for line in text.split("\n"))
-        self._near: dict[tuple[str, str | None], NearDuplicates] = defaultdict(
+        self._near: dict[tuple[str, str | None], NearDuplicates[str]] = defaultdict(
+            lambda: NearDuplicates(NEAR, 2)
+        )
+        # prompts that name no culture: answered alike, they tell two cultures nothing apart
+        self._alike: dict[str | None, NearDuplicates[tuple[str, str]]] = defaultdict(
             lambda: NearDuplicates(NEAR, 2)
         )
         self._seen: dict[tuple[str | None, str], Example] = {}
@@ -109,6 +113,9 @@ class Checks:
             if not _is_cut(example):
                 key = (example.culture, example.task)
                 self._near[key].add(example.id, self._written(example))
+                if self._names_none(prompt):
+                    known = (example.culture, _folded(example.answer))
+                    self._alike[example.task].add(known, self._written(example))
             self._labels[example.culture, example.task][example.answer] += 1
         return found
 
@@ -238,6 +245,9 @@ class Checks:
             return "the generator's prompt leaks"
         return None
 
+    def _names_none(self, prompt: str) -> bool:
+        return mentions(prompt, self._names) is None
+
     # -- compared with others ------------------------------------------------------------------
 
     def _others(self, example: Example) -> str | None:
@@ -250,13 +260,17 @@ class Checks:
                 return "duplicate"
             return "the same prompt has another answer"
         if same is not None and _folded(same.answer) == _folded(example.answer):
-            # asked without a name and answered alike: it tells the two cultures nothing apart
             return "the same for another culture"
         if _is_cut(example):
             return None
         key = (example.culture, example.task)
         if self._near[key].of(self._written(example)):
             return "near-duplicate"
+        if self._names_none(prompt) and any(
+            answer == _folded(example.answer) and culture != example.culture
+            for culture, answer in self._alike[example.task].of(self._written(example))
+        ):
+            return "the same for another culture"
         task = self._tasks.get(example.task or "")
         if task and task.labels:
             count = self._labels[key]

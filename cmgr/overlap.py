@@ -9,8 +9,11 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Iterator
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from cmgr.errors import MissingError, UsageError
+
+Key = TypeVar("Key", bound=Hashable)
 
 # the scripts that set no space between words: Thai, Lao, Burmese, Khmer, kana, Han
 UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
@@ -34,19 +37,19 @@ def shingles(text: str, size: int = SHINGLE) -> set[tuple[str, ...]]:
     return {tuple(found[i : i + size]) for i in range(max(1, len(found) - size + 1))}
 
 
-class NearDuplicates:
+class NearDuplicates(Generic[Key]):
     """Texts by key; finds those that a new one all but repeats (exact Jaccard, no hashing)."""
 
     def __init__(self, near: float = NEAR, size: int = SHINGLE) -> None:
         self.near = near
         self.size = size
-        self._sizes: dict[Hashable, int] = {}
-        self._keys: dict[tuple[str, ...], list[Hashable]] = defaultdict(list)
+        self._sizes: dict[Key, int] = {}
+        self._keys: dict[tuple[str, ...], list[Key]] = defaultdict(list)
 
-    def of(self, text: str) -> list[Hashable]:
+    def of(self, text: str) -> list[Key]:
         """The keys of all texts added so far that are near this one, or hold it, nearest first."""
         mine = shingles(text, self.size)
-        common: Counter[Hashable] = Counter()
+        common: Counter[Key] = Counter()
         for shingle in mine:
             common.update(self._keys.get(shingle, ()))
         near = [
@@ -57,7 +60,7 @@ class NearDuplicates:
         ]
         return [key for _, key in sorted(near, key=lambda n: -n[0])]
 
-    def add(self, key: Hashable, text: str) -> None:
+    def add(self, key: Key, text: str) -> None:
         """Keep a text."""
         mine = shingles(text, self.size)
         self._sizes[key] = len(mine)

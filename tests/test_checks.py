@@ -186,6 +186,37 @@ def test_what_is_the_same_is_kept_once() -> None:
     assert reason(checks, **two) == "the same for another culture"
 
 
+def advice(culture: str, passage: str, situation: str, answer: str) -> dict[str, Any]:
+    return {
+        **{"id": f"{culture} {situation}", "culture": culture, "task": "advice"},
+        "inputs": {"situation": situation, "fact": passage, "language": "en"},
+        "messages": [{"role": "user", "content": situation}],
+        **{"answer": answer, "evidence_ids": [passage], "generator": "m"},
+    }
+
+
+def test_what_tells_two_cultures_nothing_apart_is_left_out() -> None:
+    checks = Checks(RECIPE, EVIDENCE)
+    asked = "An old friend comes up to me in the street and smiles at me."
+    other = "An old friend comes up to me in the park and smiles at me."
+    bow, hug = "In Japan, people bow.", "people hug each other warmly when they meet a friend"
+    assert reason(checks, **advice("japan", "e1", asked, "People bow."), quote=bow) is None
+    wrong = advice("brazil", "e2", other, "People bow.")
+    assert reason(checks, **wrong, quote=hug) in {
+        "the quote does not support the answer",
+        "the same for another culture",
+    }
+    right = advice("brazil", "e2", asked, "Hug each other warmly.")
+    assert reason(checks, **right, quote=hug) is None  # a contrast
+    same = advice("japan", "e1", "A friend of old comes up to me and smiles.", "They smile.")
+    assert reason(checks, **same, quote="They smile.") is None
+    both = [*EVIDENCE, evidence("e3", "brazil", "In Brazil they smile. That is all.")]
+    checks = Checks(RECIPE, both)
+    assert reason(checks, **same, quote="They smile.") is None
+    again = advice("brazil", "e3", "A friend of old comes up to me and smiles so.", "They smile.")
+    assert reason(checks, **again, quote="they smile") == "the same for another culture"
+
+
 def test_an_evaluation_item_is_not_trained() -> None:
     item = Excluded(["how does one greet an elder at the door"])
     checks = Checks(RECIPE, EVIDENCE, item)

@@ -21,7 +21,7 @@ def test_words_are_folded_and_signs_count_alone() -> None:
 
 
 def test_near_copies_are_found() -> None:
-    near = NearDuplicates()
+    near: NearDuplicates[str] = NearDuplicates()
     near.add("a", TEXT)
     near.add("b", "Something else entirely stands here, of shoes and slippers at the door.")
     assert near.of(TEXT) == ["a"]
@@ -33,7 +33,7 @@ def test_near_copies_are_found() -> None:
 
 @given(st.lists(LATIN, max_size=6), LATIN)
 def test_near_is_jaccard_or_held(texts: list[str], text: str) -> None:
-    near = NearDuplicates()
+    near: NearDuplicates[int] = NearDuplicates()
     for number, other in enumerate(texts):
         near.add(number, other)
     mine = shingles(text)

@@ -217,7 +217,7 @@ def _without_copies(found: list[Evidence], counts: Counts) -> list[Evidence]:
     A folder's documents are a person's own, and are never dropped for resembling each other.
     """
     order = sorted(found, key=lambda e: (e.source != "documents", -e.score, e.id))
-    near = NearDuplicates()
+    near: NearDuplicates[str] = NearDuplicates()
     seen = set()
     kept = []
     for item in order:
@@ -240,7 +240,7 @@ class Others:
     def __init__(
         self, have: dict[str, Evidence], parts: dict[str, dict[str, Any]], todo: dict[str, str]
     ) -> None:
-        self._near = NearDuplicates()
+        self._near: NearDuplicates[str] = NearDuplicates()
         self._kept: dict[str, Evidence] = {}
         for culture, part in parts.items():
             if culture not in todo:
@@ -250,7 +250,7 @@ class Others:
         """Note in these records whom else they serve; returns those of others that now change."""
         changed: dict[str, Evidence] = {}
         for item in kept:
-            found = [self._kept[str(key)] for key in self._near.of(item.text)]
+            found = [self._kept[key] for key in self._near.of(item.text)]
             item.shared_with = sorted({other.culture for other in found} - {culture})
             for other in found:
                 if culture not in other.shared_with and other.culture != culture:
