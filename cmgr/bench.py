@@ -14,7 +14,7 @@ from typing import Any
 
 from cmgr.base import resolve, threads
 from cmgr.errors import MissingError
-from cmgr.merge import cat
+from cmgr.merge import combine
 from cmgr.records import Message
 from cmgr.runtime import Runtime
 from cmgr.runtime.batch import Batch, Job
@@ -117,8 +117,12 @@ def measure(ws: Workspace, prompts: int = 48, progress: Progress | None = None) 
         if len(cultures) > 1:
             sets["blend of two"] = {cultures[0]: 0.6, cultures[1]: 0.4}
             with tempfile.TemporaryDirectory() as scratch:
-                parents = {ws.path("adapters", c): s for c, s in sets["blend of two"].items()}
-                runtime.load_adapter(MERGED, cat(parents, Path(scratch)))
+                blend = sets["blend of two"]
+                merged = Path(scratch) / MERGED
+                combine(
+                    [ws.path("adapters", c) for c in blend], merged, base, "cat", [*blend.values()]
+                )
+                runtime.load_adapter(MERGED, merged)
             sets["two merged into one"] = {MERGED: 1.0}
         figures["switch_ms"] = round(_switch(runtime, sets["one adapter"]), 3)
         figures["rates"] = {name: _rates(runtime, s) for name, s in sets.items()}

@@ -40,7 +40,7 @@ class Routes:
     def set(self, mode: str, blend: Mapping[str, float] | None = None) -> None:
         """Change who answers from the next turn on."""
         for culture in named(mode, blend):
-            self.ws.recipe.culture(culture)
+            self.ws.check_adapter(culture)
         if mode == "auto" or (mode == "blend" and not blend):
             self.router()
         self.mode, self.blend = mode, dict(blend or {})
@@ -108,7 +108,7 @@ class Routes:
     def load(self, model: Model, cultures: Iterable[str]) -> None:
         """Initialise the adapters of cultures. Raises UsageError, MissingError, CmgrError."""
         for culture in cultures:
-            self.ws.recipe.culture(culture)
+            self.ws.check_adapter(culture)
             model.load_adapter(culture, self.ws.path("adapters", culture))
 
     def missing(self, culture: str) -> bool:

@@ -169,7 +169,7 @@ def _permuted(key: str, weights: Array, text: dict[str, Any]) -> Array:
     return permute(weights, heads)
 
 
-def _tensors(folder: Path, rank: int, model_config: dict[str, Any]) -> Iterator[tuple[str, Array]]:
+def tensors(folder: Path, rank: int, model_config: dict[str, Any]) -> Iterator[tuple[str, Array]]:
     """Each tensor of the adapter as (its name in GGUF, its weights as they stand there)."""
     import gguf
     from safetensors import safe_open
@@ -228,7 +228,7 @@ def export(
         out,
         ARCHITECTURES[check_supported(model_config)["model_type"]],
         effective_alpha(config),
-        _tensors(folder, int(config["r"]), model_config),
+        tensors(folder, int(config["r"]), model_config),
         config.get("alora_invocation_tokens") or [],
         dtype,
         metadata,

@@ -216,6 +216,24 @@ class Workspace:
         """Write a stage's manifest: the hash of its inputs, and facts about what was made."""
         write_json(self.manifest_path(stage), {"inputs": inputs, "finished_at": now(), **facts})
 
+    def check_adapter(self, name: str) -> None:
+        """Raise UsageError for a name that is neither a culture of the recipe nor a merge."""
+        if any(culture.id == name for culture in self.recipe.cultures):
+            return
+        merges = self.merges()
+        if name in merges:
+            return
+        known = ", ".join([*(c.id for c in self.recipe.cultures), *merges])
+        raise UsageError(f"no culture {name!r} in the recipe, and no merge. There are: {known}")
+
+    def merges(self) -> list[str]:
+        """The names of adapters that `cmgr merge` has made."""
+        return sorted(
+            path.parent.name
+            for path in self.path("adapters").glob("*/manifest.json")
+            if not path.parent.name.startswith(".") and "parents" in (read_json(path) or {})
+        )
+
     def parts(self, stage: str) -> dict[str, dict[str, Any]]:
         """What a stage's manifest holds per culture."""
         found: dict[str, dict[str, Any]] = (read_json(self.manifest_path(stage)) or {}).get(

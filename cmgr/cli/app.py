@@ -26,6 +26,7 @@ COMMANDS = {
     "synthesize": "Stage 2: evidence becomes checked examples in the tasks' format.",
     "review": "Accept, edit or reject examples; see what they say of the rest.",
     "train": "Stage 3: one LoRA adapter per culture, exported to GGUF.",
+    "merge": "Combine adapters into one, or bake one into the base.",
     "route": "Decide which culture's adapter a prompt needs, or none.",
     "chat": "Get answers from the base and the adapter of the routed culture.",
     "bench": "Measure base and adapters on this machine.",
