@@ -125,7 +125,7 @@ def measure(ws: Workspace, prompts: int = 48, progress: Progress | None = None) 
                 runtime.load_adapter(MERGED, merged)
             sets["two merged into one"] = {MERGED: 1.0}
         figures["switch_ms"] = round(_switch(runtime, sets["one adapter"]), 3)
-        figures["rates"] = {name: _rates(runtime, s) for name, s in sets.items()}
+        figures["rates"] = {name: rates(runtime, s) for name, s in sets.items()}
         tick()
         figures["first_token"] = first_tokens(runtime, cultures)
         tick()
@@ -158,7 +158,7 @@ def _switch(runtime: Runtime, scales: dict[str, float]) -> float:
     return statistics.median(times)
 
 
-def _rates(runtime: Runtime, scales: dict[str, float]) -> dict[str, float]:
+def rates(runtime: Runtime, scales: dict[str, float]) -> dict[str, float]:
     """Tokens per second of reading a prompt and of writing an answer, the better of two."""
     model = runtime.model
     wanted = model.scales(scales)

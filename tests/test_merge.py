@@ -529,3 +529,35 @@ def test_kinds_do_not_mix(trained: Path, standard: Path, tmp_path: Path) -> None
             resolve("smollm2"),
         )
     assert not (tmp_path / "both").exists()
+
+
+def test_k_quants_are_written_as_the_nearest_kind_and_it_is_said(tmp_path: Path) -> None:
+    source = tmp_path / "k.gguf"
+    writer = gguf.GGUFWriter(source, "llama")
+    writer.add_block_count(1)
+    writer.add_array("tokenizer.ggml.tokens", ["a", "b"])
+    kinds = {"blk.0.attn_q.weight": "Q6_K", "blk.0.ffn_up.weight": "Q4_K"}
+    for name, kind in kinds.items():
+        kind_id = gguf.GGMLQuantizationType[kind]
+        block, size = gguf.GGML_QUANT_SIZES[kind_id]
+        data = np.zeros((4, 256 // block * size), np.uint8)
+        writer.add_tensor(name, data, raw_dtype=kind_id)
+    writer.add_tensor("output_norm.weight", np.ones(256, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    said: list[str] = []
+    bake.into_gguf(Base("k", source), None, tmp_path / "out.gguf", say=said.append)
+    tensors = {t.name: t for t in gguf.GGUFReader(tmp_path / "out.gguf").tensors}
+    written = {name: t.tensor_type.name for name, t in tensors.items()}
+    assert written == {
+        "blk.0.attn_q.weight": "Q8_0",
+        "blk.0.ffn_up.weight": "Q4_1",
+        "output_norm.weight": "F32",
+    }
+    assert len(said) == 2 and any("q6_k are written as q8_0" in line for line in said)
+    with pytest.raises(UsageError, match="base itself"):
+        bake.into_gguf(Base("k", source), None, source, force=True)
+    with pytest.raises(UsageError, match="--force"):
+        bake.into_gguf(Base("k", source), None, tmp_path / "out.gguf")

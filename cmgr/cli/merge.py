@@ -59,7 +59,7 @@ def command(
     for one in wanted:
         ws.check_adapter(one)
     if analyse:
-        _analyse(ws, wanted, json)
+        _analyse(ws, wanted, weights, rank, density, seed, json)
     elif into_base:
         if len(wanted) > 1:
             raise UsageError(
@@ -94,10 +94,7 @@ def _combine(
         raise UsageError(f"--name {name!r}: lower-case letters, digits and single hyphens")
     if any(culture.id == name for culture in ws.recipe.cultures):
         raise UsageError(f"--name {name}: that is a culture of the recipe. Choose another")
-    try:
-        given = [float(w) for w in weights.split(",")] if weights else None
-    except ValueError:
-        raise UsageError(f"--weights {weights!r}: numbers with commas, such as 0.7,0.3") from None
+    given = _numbers(weights)
     base = resolve(ws.recipe.base.model, ws.folder)
     with ws.lock("cmgr merge"), progress() as show:
         facts = combine(
@@ -119,6 +116,15 @@ def _combine(
     rows += [(str(layer), f"{e:.4f}") for layer, e in facts["error_per_layer"].items()]
     table(f"{name}: {method}, rank {facts['rank']}", ("layer", "relative error"), rows)
     say(f"Try it: cmgr chat --culture {name}")
+
+
+def _numbers(weights: str | None) -> list[float] | None:
+    from cmgr.errors import UsageError
+
+    try:
+        return [float(w) for w in weights.split(",")] if weights else None
+    except ValueError:
+        raise UsageError(f"--weights {weights!r}: numbers with commas, such as 0.7,0.3") from None
 
 
 def _bake(
@@ -163,25 +169,46 @@ def _bake(
         say(f"{facts['file']}: {facts['changed']} tensors changed{size}")
 
 
-def _analyse(ws: Workspace, names: list[str], json: bool) -> None:
-    from cmgr.merge.analysis import interference
-    from cmgr.merge.deltas import Adapter, check_fit
+def _analyse(
+    ws: Workspace,
+    names: list[str],
+    weights: str | None,
+    rank: int | None,
+    density: float,
+    seed: int,
+    json: bool,
+) -> None:
+    """Cosines and sign conflicts; of named adapters also what each method loses at the rank."""
+    from cmgr.errors import MissingError, UsageError
+    from cmgr.merge.analysis import errors, interference
+    from cmgr.merge.deltas import Adapter, check_fit, weights_of
 
-    chosen = names or [
-        c.id
-        for c in ws.recipe.cultures
-        if ws.path("adapters", c.id, "adapter_config.json").is_file()
-    ]
+    made = [c.id for c in ws.recipe.cultures if ws.path("adapters", c.id).is_dir()]
+    chosen = names or made
     adapters = [Adapter(ws.path("adapters", one)) for one in chosen]
     if len(adapters) < 2:
         from cmgr.errors import MissingError
 
         raise MissingError("two adapters or more are needed. Make them: cmgr train")
     check_fit(adapters)
+    given = _numbers(weights)
+    if given and len(given) != len(adapters):
+        raise UsageError(f"{len(given)} weights for {len(adapters)} adapters")
+    largest = rank or max(int(a.config["r"]) for a in adapters)
+    lost: list[dict[str, Any]] = []
     with progress() as show:
         rows = interference(adapters, lambda done, total: show("analyse", done, total))
+        if names:
+            lost = errors(
+                adapters,
+                weights_of(adapters, given),
+                largest,
+                density,
+                seed,
+                lambda done, total: show("methods", done, total),
+            )
     if json:
-        for row in rows:
+        for row in (*rows, *lost):
             emit_json(row)
         return
     _heat_map("Cosine between deltas", chosen, rows, "cosine", 1.0)
@@ -192,6 +219,23 @@ def _analyse(ws: Workspace, names: list[str], json: bool) -> None:
         for row in rows
     ]
     table("Cosine per layer", ("adapters", *map(str, _some(layers))), cells)
+    if lost:
+        _methods(lost, largest)
+
+
+def _methods(lost: list[dict[str, Any]], rank: int) -> None:
+    layers = _some(sorted({layer for row in lost for layer in row["layers"]}))
+    cells = [
+        (
+            row["method"],
+            f"{row['error']:.3f}",
+            f"{row['from_sum']:.3f}",
+            *(_number(row["layers"][layer]) for layer in layers),
+        )
+        for row in lost
+    ]
+    names = ("method", "error", "from the sum", *map(str, layers))
+    table(f"Relative error at rank {rank}, over all and per layer", names, cells)
 
 
 def _some(layers: list[int]) -> list[int]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
-from cmgr.merge.deltas import Adapter, layer_of, modules_of
+from cmgr.merge.deltas import Adapter, Factors, layer_of, modules_of, stacked
+from cmgr.merge.methods import METHODS, at_rank, error_of, merged
 
 ROWS = 512  # of a delta at a time
 
@@ -66,3 +67,50 @@ def interference(
 
 def _cosine(dot: float, one: float, two: float) -> float:
     return dot / (one * two) ** 0.5 if one and two else 0.0
+
+
+def errors(
+    adapters: Sequence[Adapter],
+    weights: Mapping[str, float],
+    rank: int,
+    density: float,
+    seed: int,
+    tick: Callable[[int, int], None] | None = None,
+) -> list[dict[str, Any]]:
+    """For each method: what a rank loses of its own delta, and how far that is from the exact sum.
+
+    Relative Frobenius errors, over all and per layer.
+    """
+    sums: dict[str, dict[int, list[float]]] = {m: defaultdict(lambda: [0.0] * 4) for m in METHODS}
+    modules = modules_of(adapters)
+    for number, module in enumerate(modules, 1):
+        deltas = {a.name: d for a in adapters if (d := a.delta(module)) is not None}
+        exact = stacked([delta.scaled(weights[name]) for name, delta in deltas.items()])
+        for method in METHODS:
+            whole = merged(method, deltas, weights, density, seed, module)
+            kept = whole if method == "cat" else at_rank(whole, rank)
+            if not isinstance(kept, Factors):
+                raise TypeError(method)
+            size = whole.norm() if isinstance(whole, Factors) else float(np.linalg.norm(whole))
+            row = sums[method][layer_of(module)]
+            row[0] += (error_of(kept, whole) * size) ** 2
+            row[1] += size**2
+            row[2] += (error_of(kept, exact) * exact.norm()) ** 2
+            row[3] += exact.norm() ** 2
+        if tick:
+            tick(number, len(modules))
+    return [
+        {
+            "method": method,
+            "error": _share(layers.values(), 0),
+            "from_sum": _share(layers.values(), 2),
+            "layers": {layer: _share([row], 0) for layer, row in sorted(layers.items())},
+        }
+        for method, layers in sums.items()
+    ]
+
+
+def _share(rows: Iterable[Sequence[float]], at: int) -> float:
+    found = list(rows)
+    whole = sum(row[at + 1] for row in found)
+    return float((sum(row[at] for row in found) / whole) ** 0.5) if whole else 0.0

@@ -191,7 +191,7 @@ def _metadata(writer: Any, reader: Any, kind: str, adapter: Path | None) -> None
     import gguf
 
     for name, field in reader.fields.items():
-        if name in _OWN:
+        if name in _OWN or name.startswith("cmgr."):
             continue
         value = field.contents()
         sub = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
