@@ -629,13 +629,17 @@ class BatchApi:
         return Response("\n".join(reversed(lines)))
 
 
+def batched(make: Callable[..., Workspace], httpserver: HTTPServer) -> tuple[BatchApi, Workspace]:
+    """The API, and a workspace that writes through it."""
+    settings = {"kind": "openai_batch", "base_url": httpserver.url_for("/v1")}
+    with ModelServer() as server:
+        return BatchApi(httpserver), make(server, generator=settings)
+
+
 def test_a_batch_is_submitted_left_and_collected(
     make: Callable[..., Workspace], httpserver: HTTPServer
 ) -> None:
-    api = BatchApi(httpserver)
-    settings = {"kind": "openai_batch", "base_url": httpserver.url_for("/v1")}
-    with ModelServer() as server:
-        ws = make(server, generator=settings)
+    api, ws = batched(make, httpserver)
     said: list[str] = []
     ws.say = said.append
     synthesize.build(ws)
@@ -662,10 +666,7 @@ def test_a_batch_is_submitted_left_and_collected(
 def test_a_batch_that_a_crash_left_half_known_is_found_again(
     make: Callable[..., Workspace], httpserver: HTTPServer
 ) -> None:
-    api = BatchApi(httpserver)
-    settings = {"kind": "openai_batch", "base_url": httpserver.url_for("/v1")}
-    with ModelServer() as server:
-        ws = make(server, generator=settings)
+    api, ws = batched(make, httpserver)
     synthesize.build(ws)
     state = ws.path("cache", "batch.json")
     way = read_json(state) or {}
