@@ -8,7 +8,7 @@ import pytest
 from cmgr import search
 from cmgr.errors import MissingError
 from cmgr.records import Evidence, Query
-from cmgr.search import queries
+from cmgr.search import choosing, queries
 from cmgr.workspace import Workspace, read_json
 
 RECIPE = """
@@ -78,9 +78,10 @@ def test_each_passage_is_found_once_with_its_source(ws: Workspace) -> None:
     assert ws.is_current("search", search.wanted_inputs(ws))
 
 
-def test_a_rerun_adds_nothing(ws: Workspace) -> None:
+def test_a_rerun_adds_nothing(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     search.build(ws)
     before = {name: ws.path(name).read_bytes() for name in ("queries.jsonl", "evidence.jsonl")}
+    monkeypatch.setattr(choosing, "now", lambda: "2030-01-01T00:00:00+00:00")
     assert not search.build(ws)
     assert search.build(ws, force=True)
     assert before == {name: ws.path(name).read_bytes() for name in before}

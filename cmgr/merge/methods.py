@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import numpy as np
 
 from cmgr.merge.deltas import Array, Factors, stacked
 
-Method = Literal["cat", "svd", "linear", "task-arithmetic", "ties", "dare"]
 METHODS: dict[str, str] = {
     "cat": "the exact sum; the rank adds up",
     "svd": "the sum at a rank: the best approximation there is (Eckart and Young, 1936)",

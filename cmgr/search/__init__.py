@@ -103,7 +103,8 @@ def build(
                         f"{culture.name}: nothing found. Add documents, or topics and queries, to "
                         "the sources that recipe.yaml names."
                     )
-                ws.append("evidence", [*again, *(e for e in kept if have.get(e.id) != e)])
+                new = [e for e in kept if _marks(have.get(e.id)) != _marks(e)]
+                ws.append("evidence", [*again, *new])
                 have |= {e.id: e for e in [*again, *kept]}
                 parts[culture_id] = {
                     "inputs": inputs,
@@ -119,6 +120,11 @@ def build(
     if not todo:
         _finish(ws, parts, excluded)
     return bool(todo)
+
+
+def _marks(item: Evidence | None) -> tuple[str, ...] | None:
+    """What of a record may change while its id stays: it is written again only for these."""
+    return None if item is None else (*item.shared_with, "", *item.flags)
 
 
 def _summary(name: str, asked: int, counts: Counts, kept: int) -> str:

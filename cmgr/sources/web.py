@@ -10,7 +10,7 @@ import random
 import socket
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
@@ -117,7 +117,6 @@ class Web:
         refresh: bool = False,
     ) -> None:
         self.settings = settings
-        self.requests: Counter[str] = Counter()  # by host, of this run
         self._cache = cache
         self._say = say
         self._fresh: set[str] | None = set() if refresh else None  # what this run has fetched
@@ -403,7 +402,6 @@ class Web:
         if any(proxies.get(k) for k in (urlsplit(job.url).scheme, "all")):
             self._check_behind_proxy(job)
         where = _bare(job.url)
-        self.requests[_host(job.url)] += 1
         watch = _Watch(self.settings.timeout)
         _current.watch = watch
         try:
