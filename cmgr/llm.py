@@ -65,6 +65,7 @@ class Endpoint:
             timeout=generator.timeout,
         )
         self.form = 0  # the place in _FORMATS of what the server takes
+        self.left_out: set[str] = set()  # parameters that it does not take
 
     async def complete(
         self, messages: Sequence[Message], schema: dict[str, Any], tokens: int
@@ -82,15 +83,15 @@ class Endpoint:
                     self._client.chat.completions.create(
                         model=self._settings.model,
                         messages=[m.model_dump() for m in messages],  # type: ignore[misc]
-                        max_tokens=tokens,
-                        temperature=self._settings.temperature,
-                        seed=self._settings.seed,
                         response_format=response_format(_FORMATS[form], schema),
+                        **self._options(tokens),
                     ),
                     self._settings.timeout,
                 )
                 return self._read(answer)
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+                if self._leave_out(error.message):
+                    continue
                 if form + 1 == len(_FORMATS):
                     raise RefusedError(f"{self._where}: {error.message}"[:300]) from None
                 self.form = max(self.form, form + 1)
@@ -118,6 +119,23 @@ class Endpoint:
                 self.form = max(self.form, form + 1)
             except (openai.APIError, ValueError) as error:  # a body that is no JSON, no UTF-8
                 raise TroubleError(f"invalid answer ({type(error).__name__})") from None
+
+    def _options(self, tokens: int) -> dict[str, Any]:
+        """How it is to answer, in the words that this model knows."""
+        wanted = {
+            "max_tokens": tokens,
+            "temperature": self._settings.temperature,
+            "seed": self._settings.seed,
+        }
+        if "max_tokens" in self.left_out:  # OpenAI's models that reason have another word for it
+            wanted["max_completion_tokens"] = tokens
+        return {name: value for name, value in wanted.items() if name not in self.left_out}
+
+    def _leave_out(self, told: str) -> bool:
+        """Whether the server names a parameter that it does not take, and that is left out now."""
+        named = {n for n in ("max_tokens", "temperature", "seed") if n in told} - self.left_out
+        self.left_out |= named
+        return bool(named)
 
     def _read(self, answer: Any) -> Completion:
         choices = getattr(answer, "choices", None)
@@ -213,6 +231,7 @@ class Writer:
             )
         self._generator = generator
         self._form = 0
+        self._left_out: set[str] = set()
         self._local = Local(generator, folder) if generator.kind == "llama" else None
         if self._local is None:
             Endpoint(generator)  # its key is missed now rather than later
@@ -238,7 +257,7 @@ class Writer:
         self, messages: Sequence[Message], schema: dict[str, Any], tokens: int
     ) -> str:
         endpoint = Endpoint(self._generator)
-        endpoint.form = self._form
+        endpoint.form, endpoint.left_out = self._form, self._left_out
         try:
             for tried in range(self._generator.retries + 1):
                 try:

@@ -140,6 +140,7 @@ class Endpoint:
         self.server = server
         self.asked: list[dict[str, Any]] = []
         self.refuses: set[str] = set()  # formats that it does not take
+        self.unknown: set[str] = set()  # parameters that it does not take
         self.status = 200
         self.content: Any = None
         server.expect_request("/v1/chat/completions").respond_with_handler(self.answer)
@@ -147,6 +148,9 @@ class Endpoint:
     def answer(self, request: Request) -> Response:
         body = request.get_json()
         self.asked.append(body)
+        if refused := self.unknown & body.keys():
+            told = f"Unsupported parameter: '{min(refused)}' is not supported with this model."
+            return Response(json.dumps({"error": {"message": told}}), 400)
         if body["response_format"]["type"] in self.refuses:
             return Response('{"error": {"message": "no such format"}}', 400)
         if self.status != 200:
@@ -217,6 +221,18 @@ def test_formats_that_a_server_does_not_take(
     queries.build(ws)
     assert len(queries.current(ws)) == 4
     assert len(endpoint.asked) == 4 + len(refuses)  # found out once
+
+
+def test_parameters_that_a_model_does_not_take(endpoint: Endpoint, tmp_path: Path) -> None:
+    endpoint.unknown = {"max_tokens", "temperature"}
+    endpoint.content = written
+    ws = endpoint.workspace(tmp_path / "ws", languages="english")
+    queries.build(ws)
+    assert len(queries.current(ws)) == 4
+    assert len(endpoint.asked) == 4 + 2  # found out once
+    last = endpoint.asked[-1]
+    assert last["max_completion_tokens"] > 0 and "temperature" not in last
+    assert last["response_format"]["type"] == "json_schema"
 
 
 @pytest.mark.parametrize(

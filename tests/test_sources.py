@@ -98,6 +98,8 @@ FAULTS = {
     "huge": "too large",
     "nonsense": "invalid answer",
     "other shape": "invalid answer",
+    "empty": "invalid answer",
+    "binary": "invalid answer",
     "bad-gzip": "broken encoding",
     "cut": "broken connection",
     "private": "redirected",
@@ -150,6 +152,10 @@ class Api:
             return Response("<html>{not json")
         if fault == "other shape":
             return Response('{"results": 3, "web": 4, "query": [], "organic": [5]}')
+        if fault == "empty":
+            return Response(b"")
+        if fault == "binary":
+            return Response(bytes(range(256)) * 9)
         if fault == "bad-gzip":
             return Response(b"\x1f\x8bno", headers={"Content-Encoding": "gzip"})
         if fault == "cut":
@@ -157,7 +163,9 @@ class Api:
         if fault == "private":
             return Response("", 302, headers={"Location": "http://127.0.0.1:9/"})
         answer = self.answer(request)
-        return Response(answer if isinstance(answer, str) else json.dumps(answer))
+        text = answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)
+        charset = "iso-8859-1" if fault == "charset" else "utf-8"
+        return Response(text.encode(), content_type=f"text/plain; charset={charset}")
 
 
 @pytest.fixture(params=[kind for kind in SHAPES if kind != "duckduckgo"])
@@ -213,6 +221,11 @@ def test_every_fault_is_told_and_nothing_else_is_lost(api: Api, fault: str) -> N
 
 def test_a_limited_rate_is_met_with_patience(api: Api) -> None:
     api.fault = "once"
+    assert api.source.search(QUERY, 3) == [api.wanted]
+
+
+def test_what_the_server_says_of_its_charset_may_be_wrong(api: Api) -> None:
+    api.fault = "charset"
     assert api.source.search(QUERY, 3) == [api.wanted]
 
 
