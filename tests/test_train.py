@@ -529,11 +529,12 @@ def test_an_export_that_does_not_agree_is_refused(
     trained: Path, trainable: Trainable, tmp_path: Path
 ) -> None:
     """Another adapter's GGUF beside these weights, four times as strong."""
-    from cmgr.merge import cat
+    from cmgr.merge import combine
 
     folder = tmp_path / "japan"
     shutil.copytree(trained / "adapters" / "japan", folder)
-    cat({trained / "adapters" / "brazil": 40.0}, tmp_path / "other")
+    brazil = trained / "adapters" / "brazil"
+    combine([brazil], tmp_path / "other", resolve("smollm2"), "cat", [40.0])
     shutil.copy(tmp_path / "other" / "adapter.gguf", folder)
     with pytest.raises(CmgrError, match=r"does not agree with PEFT.*not put into use"):
         parity(trainable, folder, [e.messages for e in EXAMPLES], 2048)

@@ -329,6 +329,8 @@ def _finish(
     }
     write_json(work / "manifest.json", manifest)
     last = [e for e in examples if e.stage == stages[-1].name]
+    if len(last) < PROMPTS:  # few: those of the other stage too
+        last += [e for e in examples if e.stage != stages[-1].name]
     prompts = [e.messages for e in last[:: max(1, len(last) // PROMPTS)]][:PROMPTS]
     manifest["parity"] = parity(trainable, work, prompts, recipe.base.context)
     write_json(work / "manifest.json", manifest)
