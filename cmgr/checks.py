@@ -10,7 +10,7 @@ import math
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from cmgr.overlap import Excluded, NearDuplicates, words
 from cmgr.recipe import Recipe, Task
@@ -408,8 +408,3 @@ def gives_away(prompt: str, answer: str) -> bool:
     size = len(mine) if len(mine) < 4 else max(4, math.ceil(GIVEN * len(mine)))
     runs = {tuple(theirs[i : i + size]) for i in range(len(theirs) - size + 1)}
     return any(tuple(mine[i : i + size]) in runs for i in range(len(mine) - size + 1))
-
-
-def reasons(found: Mapping[str, int]) -> str:
-    """Counted reasons in a line, most frequent first."""
-    return ", ".join(f"{reason} {n}" for reason, n in Counter(found).most_common())

@@ -82,7 +82,7 @@ class Endpoint:
                 answer = await asyncio.wait_for(
                     self._client.chat.completions.create(
                         model=self._settings.model,
-                        messages=[m.model_dump() for m in messages],  # type: ignore[misc]
+                        messages=[m.model_dump() for m in messages],  # type: ignore[misc]  # plain dicts do
                         response_format=response_format(_FORMATS[form], schema),
                         **self._options(tokens),
                     ),

@@ -1,10 +1,10 @@
-"""Shares with their intervals, and how far two people agree."""
+"""Counts in words, shares with their intervals, and how far two people agree."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 
 def wilson(right: int, n: int) -> tuple[float, float]:
@@ -30,3 +30,8 @@ def kappa(one: Sequence[str], two: Sequence[str]) -> float | None:
     first, second = Counter(one), Counter(two)
     chance = sum(first[verdict] * second[verdict] for verdict in first) / n**2
     return None if chance == 1 else (agreed - chance) / (1 - chance)
+
+
+def counted(values: Mapping[str, int]) -> str:
+    """What was counted in a line, most frequent first."""
+    return ", ".join(f"{name} {n}" for name, n in Counter(values).most_common())

@@ -15,7 +15,7 @@ from cmgr.generators import extractive, imported, llama, openai_batch, openai_co
 from cmgr.generators.calls import Budget, Calls, price_of, tokens_of
 from cmgr.llm import repair
 from cmgr.records import Evidence, Example, Record, make_id, now
-from cmgr.workspace import Progress, Workspace, hash_records
+from cmgr.workspace import Progress, Workspace, hash_parts, hash_records
 
 # for a forecast: tokens of an example, tokens a second of a small model here, seconds a call
 SHOWN, TOKENS_A_SECOND, CALL_SECONDS = 150, 100, 8
@@ -88,11 +88,11 @@ def build(
         or parts[c.id].get("unanswered")
         or not have.issuperset(parts[c.id]["ids"])
     ]
-    if not todo and ws.is_current("synthesize", _joined_parts(parts)):
+    if not todo and ws.is_current("synthesize", hash_parts("synthesize", parts, "unanswered")):
         return False
 
     if recipe.generator.kind == "extractive":
-        made = _checked(ws, evidence, list(extractive.generate(recipe, evidence)), {})
+        made = _checked(ws, evidence, list(extractive.generate(recipe, evidence)))
     else:
         budget = Budget(price_of(recipe.generator), max_cost, max_calls)
         made = _written(ws, evidence, [c.id for c in todo], budget, progress)
@@ -136,10 +136,10 @@ def _checked(
     ws: Workspace,
     evidence: list[Evidence],
     examples: Sequence[Example],
-    prompts: dict[str, str],
+    prompts: Sequence[str] = (),
 ) -> dict[str, Outcome]:
     """The examples that stand every check, and the others with the reason, by culture."""
-    checks = Checks(ws.recipe, evidence, search.excluded_items(ws), list(prompts.values()))
+    checks = Checks(ws.recipe, evidence, search.excluded_items(ws), prompts)
     made: dict[str, Outcome] = defaultdict(Outcome)
     for example in examples:
         mine = made[example.culture]
@@ -256,7 +256,7 @@ def _written(
             except writing.MalformedError as error:
                 malformed.append((request, f"schema: {error}"))
     system = writing.prompt(ws.recipe.generator, "system", {})
-    made = _checked(ws, evidence, examples, {"system": system})
+    made = _checked(ws, evidence, examples, [system])
     for n, (request, reason) in enumerate(malformed):
         mine = made[request.culture]
         mine.came[request.task or "broad"] += 1
@@ -403,7 +403,7 @@ def _counted(values: Counter[str]) -> str:
 def _finish(ws: Workspace, parts: dict[str, dict[str, Any]]) -> None:
     ws.finish(
         "synthesize",
-        _joined_parts(parts),
+        hash_parts("synthesize", parts, "unanswered"),
         examples={culture: part["examples"] for culture, part in parts.items()},
         quarantined={culture: part["quarantined"] for culture, part in parts.items()},
         cultures=parts,
@@ -422,9 +422,3 @@ def _inputs(ws: Workspace, evidence: list[Evidence]) -> str:
 
 def _joined(inputs: dict[str, str]) -> str:
     return make_id("synthesize", inputs)
-
-
-def _joined_parts(parts: dict[str, dict[str, Any]]) -> str:
-    short = [culture for culture, part in parts.items() if part.get("unanswered")]
-    inputs = {culture: part["inputs"] for culture, part in parts.items()}
-    return make_id("unanswered", short, inputs) if short else _joined(inputs)

@@ -293,3 +293,13 @@ class Workspace:
 def hash_records(records: Iterable[Record], *settings: Any) -> str:
     """One hash over records (by id) and settings: what a stage's manifest compares."""
     return make_id(sorted(str(getattr(r, "id", "")) for r in records), *settings)
+
+
+def hash_parts(stage: str, parts: dict[str, dict[str, Any]], lacking: str) -> str:
+    """The hash of a stage made culture by culture; another one where a part has what is `lacking`.
+
+    So a stage with something still to be done is never up to date.
+    """
+    short = [culture for culture, part in parts.items() if part.get(lacking)]
+    inputs = {culture: part["inputs"] for culture, part in parts.items()}
+    return make_id(lacking, short, inputs) if short else make_id(stage, inputs)

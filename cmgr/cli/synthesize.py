@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -95,6 +94,7 @@ def _import(
 ) -> None:
     from cmgr import synthesize
     from cmgr.errors import UsageError
+    from cmgr.stats import counted
 
     if task is None:
         known = ", ".join(t.id for t in ws.recipe.tasks)
@@ -112,17 +112,15 @@ def _import(
             emit_json({"culture": culture_id, "task": task, **counts})
     else:
         rows = [
-            (culture_id or "?", counts["came"], counts["kept"], _counted(counts["left_out"]))
+            (culture_id or "?", counts["came"], counts["kept"], counted(counts["left_out"]))
             for culture_id, counts in found.items()
         ]
         table("Imported", ("culture", "came", "passed", "why the others did not"), rows)
 
 
-def _counted(reasons: dict[str, int]) -> str:
-    return ", ".join(f"{reason} {n}" for reason, n in Counter(reasons).most_common())
-
-
 def _show_tables(parts: dict[str, dict[str, Any]]) -> None:
+    from cmgr.stats import counted
+
     kinds = ("broad/fit", "task/fit", "task/wording", "task/fact")
     rows = [
         (culture, *(part["examples"].get(kind, 0) for kind in kinds), part["quarantined"])
@@ -136,7 +134,7 @@ def _show_tables(parts: dict[str, dict[str, Any]]) -> None:
                 task,
                 counts["came"],
                 counts["kept"],
-                _counted(counts["left_out"]),
+                counted(counts["left_out"]),
             )
             for culture, part in parts.items()
             for task, counts in part["yield"].items()

@@ -14,7 +14,7 @@ from cmgr import gguf_lora
 from cmgr.base import Base
 from cmgr.errors import CmgrError, UsageError
 from cmgr.merge.deltas import Adapter, Factors, check_fit, layer_of, modules_of, weights_of
-from cmgr.merge.methods import METHODS, at_rank, error_of, merged
+from cmgr.merge.methods import DENSE, METHODS, at_rank, error_of, merged, relative
 from cmgr.records import now
 from cmgr.workspace import write_atomic, write_json
 
@@ -63,17 +63,12 @@ def combine(
         "method": method,
         "parents": {a.name: share[a.name] for a in adapters},
         "rank": max(f.rank for f in made.values()),
-        **({"density": density, "seed": seed} if method in {"ties", "dare"} else {}),
-        "error": _relative(errors.values()),
-        "error_per_layer": {layer: _relative([sums]) for layer, sums in sorted(errors.items())},
+        **({"density": density, "seed": seed} if method in DENSE else {}),
+        "error": relative(errors.values()),
+        "error_per_layer": {layer: relative([sums]) for layer, sums in sorted(errors.items())},
     }
     _write(adapters, out, base, made, facts)
     return facts
-
-
-def _relative(sums: Any) -> float:
-    gap, size = (sum(s[n] for s in sums) for n in (0, 1))
-    return float((gap / size) ** 0.5) if size else 0.0
 
 
 def _check(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
 from cmgr.merge.deltas import Adapter, Factors, layer_of, modules_of, stacked
-from cmgr.merge.methods import METHODS, at_rank, error_of, merged
+from cmgr.merge.methods import METHODS, at_rank, error_of, merged, relative
 
 ROWS = 512  # of a delta at a time
 
@@ -102,15 +102,9 @@ def errors(
     return [
         {
             "method": method,
-            "error": _share(layers.values(), 0),
-            "from_sum": _share(layers.values(), 2),
-            "layers": {layer: _share([row], 0) for layer, row in sorted(layers.items())},
+            "error": relative(layers.values(), 0),
+            "from_sum": relative(layers.values(), 2),
+            "layers": {layer: relative([row], 0) for layer, row in sorted(layers.items())},
         }
         for method, layers in sums.items()
     ]
-
-
-def _share(rows: Iterable[Sequence[float]], at: int) -> float:
-    found = list(rows)
-    whole = sum(row[at + 1] for row in found)
-    return float((sum(row[at] for row in found) / whole) ** 0.5) if whole else 0.0

@@ -64,6 +64,7 @@ class Adapter:
             raise MissingError(f"no adapter in {folder}. Make it: cmgr train")
         refuse_unfaithful(self.config)
         self.scale = effective_alpha(self.config) / int(self.config["r"])
+        self._framework = self._readable()
         self._keys = self._modules()
 
     @property
@@ -104,18 +105,23 @@ class Adapter:
         return dict(sorted(found.items(), key=lambda entry: natural(entry[0])))
 
     def _open(self) -> Any:
+        from safetensors import safe_open
+
+        return safe_open(self._path, self._framework)
+
+    def _readable(self) -> str:
+        """What the file can be read with: numpy, or torch, for numpy has no bfloat16."""
         from safetensors import SafetensorError, safe_open
 
         try:
-            file = safe_open(self._path, "np")
-            with file as probe:
-                for key in list(probe.keys())[:1]:
-                    probe.get_tensor(key)
-            return safe_open(self._path, "np")
-        except (TypeError, ImportError):  # numpy has no bfloat16
-            return safe_open(self._path, "pt")
+            with safe_open(self._path, "np") as file:
+                for key in list(file.keys())[:1]:
+                    file.get_tensor(key)
+        except (TypeError, ImportError):
+            return "pt"
         except SafetensorError as error:
             raise CmgrError(f"{self._path}: damaged: {error}") from None
+        return "np"
 
 
 def natural(name: str) -> list[Any]:

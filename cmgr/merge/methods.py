@@ -8,7 +8,7 @@ is not the sum of two products (peft#643, #1155).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -126,6 +126,13 @@ def _dense_svd(delta: Array, rank: int) -> tuple[Array, Array, Array]:
         basis, _ = np.linalg.qr(delta @ other)
     u, s, vt = np.linalg.svd(basis.T @ delta, full_matrices=False)
     return (basis @ u)[:, :rank], s[:rank], vt[:rank]
+
+
+def relative(rows: Iterable[Sequence[float]], at: int = 0) -> float:
+    """The relative error over rows that hold a squared gap at `at`, and the squared size next."""
+    found = list(rows)
+    whole = sum(row[at + 1] for row in found)
+    return float((sum(row[at] for row in found) / whole) ** 0.5) if whole else 0.0
 
 
 def error_of(result: Factors, wanted: Factors | Array) -> float:

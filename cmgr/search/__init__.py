@@ -17,7 +17,8 @@ from cmgr.search.choosing import Others, choose
 from cmgr.sources import Place, open_source
 from cmgr.sources.documents import Searcher as Documents
 from cmgr.sources.web import Web
-from cmgr.workspace import Progress, Workspace, read_json
+from cmgr.stats import counted
+from cmgr.workspace import Progress, Workspace, hash_parts, read_json
 
 
 def current_evidence(ws: Workspace) -> list[Evidence]:
@@ -82,7 +83,7 @@ def build(
                 or not set(have).issuperset(part["ids"])
             ):
                 todo[culture.id] = inputs
-        if not todo and ws.is_current("search", _joined_parts(parts)):
+        if not todo and ws.is_current("search", hash_parts("search", parts, "failed")):
             return False
 
         items = Excluded.read(path for path, _ in excluded)
@@ -129,7 +130,7 @@ def _marks(item: Evidence | None) -> tuple[str, ...] | None:
 
 def _summary(name: str, asked: int, counts: Counts, kept: int) -> str:
     """A culture's outcome in a line, with the reasons for what was left out."""
-    left = ", ".join(f"{reason} {n}" for reason, n in (+counts.dropped).most_common())
+    left = counted(+counts.dropped)
     pages = ", ".join(f"{n} {reason}" for reason, n in counts.pages.most_common())
     return (
         f"{name}: {asked} queries"
@@ -147,7 +148,7 @@ def _finish(
 ) -> None:
     ws.finish(
         "search",
-        _joined_parts(parts),
+        hash_parts("search", parts, "failed"),
         queries=sum(part["queries"] for part in parts.values()),
         evidence={culture: len(part["ids"]) for culture, part in parts.items()},
         exclude=[str(path) for path, _ in excluded],
@@ -157,12 +158,6 @@ def _finish(
 
 def _joined(inputs: dict[str, str]) -> str:
     return make_id("search", inputs)
-
-
-def _joined_parts(parts: dict[str, dict[str, Any]]) -> str:
-    failed = [culture for culture, part in parts.items() if part.get("failed")]
-    inputs = {culture: part["inputs"] for culture, part in parts.items()}
-    return make_id("failed", failed, inputs) if failed else _joined(inputs)
 
 
 def _inputs(

@@ -695,7 +695,7 @@ class _Guard(HTTPAdapter):
 
             def request(self: Any, *args: Any, **kwargs: Any) -> None:
                 _current.watch.connection = self
-                super().request(*args, **kwargs)  # type: ignore[misc]
+                super().request(*args, **kwargs)  # type: ignore[misc]  # a mixin
 
         class Plain(Checked, HTTPConnection):
             pass
