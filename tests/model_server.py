@@ -71,20 +71,31 @@ class ModelServer:
                     outer._now += 1
                     outer.most = max(outer.most, outer._now)
                     crowded = outer._now > at_once
+                here = True
+
+                def leave() -> None:
+                    nonlocal here
+                    with outer._lock:
+                        outer._now -= here
+                    here = False
+
                 try:
                     fault = "limited" if crowded else plan(number)
                     if fault:
                         outer.met[fault] += 1
+                        if fault == "limited":
+                            leave()
                         self.fail(fault, body)
                         return
                     time.sleep(latency)
                     outer.answered += 1
-                    self.reply(200, outer.completion(answer(body)))
+                    told = outer.completion(answer(body))
+                    leave()  # its place is free before the client can know of it
+                    self.reply(200, told)
                 except (BrokenPipeError, ConnectionResetError):
                     pass
                 finally:
-                    with outer._lock:
-                        outer._now -= 1
+                    leave()
 
             def fail(self, fault: str, body: dict[str, Any]) -> None:
                 told = {"error": {"message": fault, "code": None}}

@@ -135,11 +135,11 @@ def test_the_level_rises_and_halves() -> None:
     assert level.now == 64
     level.limited(32, 0)
     assert level.now == 32
-    level.limited(31, 0)  # of the same crowd
-    assert level.now == 32
+    level.limited(31, 0)  # of the same crowd: not halved again, but no more than it holds
+    assert level.now == 31
     time.sleep(0.25)
     level.limited(30, 0)
-    assert level.now == 16
+    assert level.now == 15.5
     for _ in range(20):
         level.answered()
     assert 29 < level.now < 31

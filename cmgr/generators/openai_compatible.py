@@ -42,7 +42,7 @@ class Level:
         if at - self._halved_at > 0.2:  # one crowd of refusals is one sign
             self._halved_at = at
             self.now = max(1.0, self.now / 2)
-        self.now = min(self.now, self.ceiling)
+        self.now = min(self.now, max(1.0, float(in_flight)))  # one more would be refused again
         self.paused_until = max(self.paused_until, at + wait)
 
 
