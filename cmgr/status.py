@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from cmgr import evaluate, review, search, synthesize, train
+from cmgr import evaluate, review, search, synthesize
 from cmgr.base import resolve
 from cmgr.errors import CmgrError
 from cmgr.router import fitting
+from cmgr.train import variants
 from cmgr.workspace import Workspace, read_json
 
 
@@ -21,12 +22,13 @@ def of(ws: Workspace) -> dict[str, Any]:
     held_out = Counter(e.culture for e in examples if e.split != "fit")
 
     def adapter(culture_id: str) -> str:
-        culture = ws.recipe.culture(culture_id)
         base = resolve(ws.recipe.base.model, ws.folder)
         return _state(
             ws,
             f"train/{culture_id}",
-            lambda: train.wanted_inputs(ws, culture, base, examples),
+            lambda: variants.wanted_inputs(
+                ws.recipe, base, variants.fit_examples(ws.recipe, examples, culture_id)
+            ),
         )
 
     everything = synthesize.all_examples(ws)

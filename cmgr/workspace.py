@@ -220,18 +220,25 @@ class Workspace:
         """Raise UsageError for a name that is neither a culture of the recipe nor a merge."""
         if any(culture.id == name for culture in self.recipe.cultures):
             return
-        merges = self.merges()
-        if name in merges:
+        others = self.merges() + self.variants()
+        if name in others:
             return
-        known = ", ".join([*(c.id for c in self.recipe.cultures), *merges])
+        known = ", ".join([*(c.id for c in self.recipe.cultures), *others])
         raise UsageError(f"no culture {name!r} in the recipe, and no merge. There are: {known}")
 
     def merges(self) -> list[str]:
         """The names of adapters that `cmgr merge` has made."""
+        return self._adapters_with("parents")
+
+    def variants(self) -> list[str]:
+        """The names of adapters that `cmgr train --variant` has made."""
+        return self._adapters_with("variant")
+
+    def _adapters_with(self, key: str) -> list[str]:
         return sorted(
             path.parent.name
             for path in self.path("adapters").glob("*/manifest.json")
-            if not path.parent.name.startswith(".") and "parents" in (read_json(path) or {})
+            if not path.parent.name.startswith(".") and key in (read_json(path) or {})
         )
 
     def parts(self, stage: str) -> dict[str, dict[str, Any]]:

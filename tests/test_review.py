@@ -16,10 +16,11 @@ from conftest import cmgr, write_recipe
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cmgr import review, search, synthesize, train
+from cmgr import review, search, synthesize
 from cmgr.errors import MissingError, UsageError
 from cmgr.records import Example
 from cmgr.stats import kappa
+from cmgr.train.variants import fit_examples
 from cmgr.workspace import Workspace
 
 
@@ -62,10 +63,10 @@ def test_verdicts_change_what_is_used(ws: Workspace) -> None:
     assert (current[two.id].review, current[two.id].reviewer) == ("accepted", "ann")
     assert current[three.id].messages[-1].content.endswith("Please.")
     assert not synthesize.build(ws)  # a review makes nothing out of date
-    fitted = train.fit_examples(ws.recipe, current.values(), two.culture)
+    fitted = fit_examples(ws.recipe, current.values(), two.culture)
     assert len(fitted) > 2
     ws.recipe.train.review = "accepted"
-    fitted = train.fit_examples(ws.recipe, current.values(), two.culture)
+    fitted = fit_examples(ws.recipe, current.values(), two.culture)
     assert {e.review for e in fitted} <= {"accepted", "edited"}
     review.give(ws, one, "pending", "ann", "random")
     assert one.id in {e.id for e in synthesize.current_examples(ws)}

@@ -30,6 +30,10 @@ def command(
         Literal["activated", "standard"] | None,
         typer.Option("--kind", help="Instead of the recipe's adapter.kind"),
     ] = None,
+    variant: Annotated[
+        str | None,
+        typer.Option(help="To compare with: shared, broad, no-broad or no-contrast"),
+    ] = None,
     shard: Annotated[
         str | None,
         typer.Option("--shard", metavar="I/N", help="Only every N-th culture, from the I-th on"),
@@ -45,7 +49,12 @@ def command(
 ) -> None:
     """Train, export, check; finished cultures are skipped."""
     from cmgr import train
+    from cmgr.errors import UsageError
     from cmgr.train.model import is_main
+    from cmgr.train.variants import VARIANTS, name_of
+
+    if variant and variant not in VARIANTS:
+        raise UsageError(f"no variant {variant!r}: there are {', '.join(VARIANTS)}")
 
     main = is_main()
     ws = Workspace.find(workspace, say if main else lambda _: None)
@@ -60,14 +69,14 @@ def command(
         if inspect:
             _show(forecast.inspect(ws, cultures), json)
         if dry_run:
-            _estimate(forecast.dry_run(ws, force, cultures), json)
+            _estimate(forecast.dry_run(ws, force, cultures, variant), json)
         return
     name = "cmgr train" + (f" --shard {shard}" if shard else "")
     with ws.lock(name, shard) if main else nullcontext(), progress() as tell:
-        if cultures and not train.build(ws, force, tell, cultures) and main:
+        if cultures and not train.build(ws, force, tell, cultures, variant) and main:
             say("train: up to date")
     if main:
-        _report(ws, cultures, json)
+        _report(ws, list(dict.fromkeys(name_of(c, variant) for c in cultures)), json)
 
 
 def _report(ws: Workspace, cultures: list[str], json: bool) -> None:

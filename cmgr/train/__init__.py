@@ -17,53 +17,22 @@ from typing import Any
 from cmgr import gguf_lora, review
 from cmgr import recipe as recipes
 from cmgr.base import Base, resolve, template_hash
-from cmgr.errors import CmgrError, MissingError, UsageError
+from cmgr.errors import CmgrError, UsageError
 from cmgr.records import Example, make_id, now
 from cmgr.search import current_evidence
 from cmgr.synthesize import all_examples, current_examples
-from cmgr.train import checkpoint
+from cmgr.train import checkpoint, variants
 from cmgr.train.card import card
 from cmgr.train.loop import Log, Loop, Stage, Watch
 from cmgr.train.model import Item, Trainable, is_main
 from cmgr.train.parity import PROMPTS, parity
+from cmgr.train.variants import Wanted
 from cmgr.workspace import Progress, Workspace, write_atomic, write_json
 
-VERSION = 2  # counts up when the same inputs would give other adapters
 LEAST_GROUPS = 10  # with fewer pieces of evidence none is held back to choose the best epoch
 
 
 # -- what is trained on ------------------------------------------------------------------------
-
-
-def wanted_inputs(
-    ws: Workspace, culture: recipes.Culture, base: Base, examples: list[Example]
-) -> str:
-    """The hash of all that an adapter is made from: its manifest has it when up to date."""
-    recipe = ws.recipe
-    return make_id(
-        VERSION,
-        base.fingerprint,
-        recipe.base.train_from,
-        recipe.adapter.model_dump(),
-        recipe.train.model_dump(exclude={*recipes.RUNNING, "review"}),
-        sorted(
-            # what a person has edited is another example
-            [e.id, e.answer, *([e.messages[-1].content] if e.review == "edited" else [])]
-            for e in fit_examples(recipe, examples, culture.id)
-        ),
-    )
-
-
-def fit_examples(
-    recipe: recipes.Recipe, examples: Iterable[Example], culture: str
-) -> list[Example]:
-    """What a culture is trained on: its items of the `fit` split, reviewed where that is wanted."""
-    wanted = {"accepted", "edited"} if recipe.train.review == "accepted" else None
-    return [
-        e
-        for e in examples
-        if e.culture == culture and e.split == "fit" and (wanted is None or e.review in wanted)
-    ]
 
 
 def check(recipe: recipes.Recipe, examples: Iterable[Example]) -> None:
@@ -139,44 +108,34 @@ def build(
     force: bool = False,
     progress: Progress | None = None,
     cultures: list[str] | None = None,
+    variant: str | None = None,
 ) -> bool:
-    """Train, export and check each culture's adapter that is missing or out of date.
+    """Train, export and check each adapter that is missing or out of date.
 
-    A culture is put in place whole; one that was interrupted goes on from its checkpoint. Returns
+    `variant` (see variants.py) is what an evaluation compares with, in place of the cultures' own.
+    An adapter is put in place whole; one that was interrupted goes on from its checkpoint. Returns
     whether anything was made. Raises MissingError without examples, base or extra.
     """
-    plan, examples, base = planned(ws, force, cultures)
+    plan, base = planned(ws, force, cultures, variant)
     if not plan:
         return False
     trainable = Trainable(base, ws.recipe, ws.folder, ws.say if is_main() else lambda _: None)
     gguf_lora.check_supported(trainable.model.config.to_dict())
-    for culture, inputs in plan:
-        mine = fit_examples(ws.recipe, examples, culture.id)
-        with _memory(ws.recipe.train, len(mine)):
-            _one(ws, trainable, culture, inputs, mine, force, progress)
+    for wanted in plan:
+        with _memory(ws.recipe.train, len(wanted.examples)):
+            _one(ws, trainable, wanted, force, progress)
     return True
 
 
 def planned(
-    ws: Workspace, force: bool, cultures: list[str] | None
-) -> tuple[list[tuple[recipes.Culture, str]], list[Example], Base]:
-    """What is to be trained: (culture, hash of its inputs); all examples; the base."""
+    ws: Workspace, force: bool, cultures: list[str] | None, variant: str | None = None
+) -> tuple[list[Wanted], Base]:
+    """What is to be trained, and on which base."""
     examples = current_examples(ws)
     check(ws.recipe, examples)
     base = resolve(ws.recipe.base.model, ws.folder)
-    plan = []
-    for culture in ws.recipe.pick(cultures):
-        if not fit_examples(ws.recipe, examples, culture.id):
-            if any(e.culture == culture.id and e.split == "fit" for e in examples):
-                raise MissingError(
-                    f"no example of {culture.id} has been accepted, and train.review wants that. "
-                    "Look at some: cmgr review"
-                )
-            raise MissingError(f"no training examples for {culture.id}. Make them: cmgr synthesize")
-        inputs = wanted_inputs(ws, culture, base, examples)
-        if force or not ws.is_current(f"train/{culture.id}", inputs):
-            plan.append((culture, inputs))
-    return plan, examples, base
+    every = variants.wanted(ws.recipe, base, examples, cultures, variant)
+    return [w for w in every if force or not ws.is_current(f"train/{w.name}", w.inputs)], base
 
 
 def shard(cultures: Sequence[str], text: str) -> list[str]:
@@ -210,23 +169,21 @@ def _memory(settings: recipes.Train, items: int) -> Iterator[None]:
 def _one(
     ws: Workspace,
     trainable: Trainable,
-    culture: recipes.Culture,
-    inputs: str,
-    examples: list[Example],
+    wanted: Wanted,
     force: bool,
     progress: Progress | None,
 ) -> None:
-    """One culture's adapter, from its examples to its place."""
+    """One adapter, from its examples to its place."""
     import torch
 
-    recipe = ws.recipe
-    work = ws.path("adapters", f".{culture.id}.part")
+    recipe = wanted.recipe
+    work = ws.path("adapters", f".{wanted.name}.part")
     if trainable.main:
-        _prepare(work, inputs, force)
+        _prepare(work, wanted.inputs, force)
     trainable.accelerator.wait_for_everyone()
-    stages = stages_of(recipe, examples, trainable)
+    stages = stages_of(recipe, wanted.examples, trainable)
     if not stages:
-        raise CmgrError(f"no examples of the stages {recipe.train.stages} for {culture.id}")
+        raise CmgrError(f"no examples of the stages {recipe.train.stages} for {wanted.name}")
     torch.manual_seed(recipe.train.seed)
     model = trainable.make_adapter(recipe.adapter)
     gguf_lora.refuse_unfaithful(
@@ -235,14 +192,14 @@ def _one(
     watch = Watch(say=ws.say)
     loop = Loop(trainable, model, recipe.adapter.kind, recipe.train, work, watch)
     if loop.resume():
-        watch.say(f"train: {culture.id} goes on after step {loop.state['number']}")
+        watch.say(f"train: {wanted.name} goes on after step {loop.state['number']}")
     log = Log(work / "log.jsonl", loop.state["lines"]) if trainable.main else None
     if log:
         watch.log = log
 
     def tell(stage: str, done: int, total: int, what: str) -> None:
         if progress and trainable.main:
-            progress(f"train {culture.id} {stage} · {what}", done, total)
+            progress(f"train {wanted.name} {stage} · {what}", done, total)
 
     watch.progress = tell
     try:
@@ -254,7 +211,7 @@ def _one(
         if log:
             log.close()
     if trainable.main:
-        _finish(ws, trainable, culture, inputs, examples, stages, facts)
+        _finish(ws, trainable, wanted, stages, facts)
     trainable.accelerator.wait_for_everyone()
 
 
@@ -286,20 +243,19 @@ def save_peft(model: Any, folder: Path, trainable: Trainable, kind: str) -> None
 def _finish(
     ws: Workspace,
     trainable: Trainable,
-    culture: recipes.Culture,
-    inputs: str,
-    examples: list[Example],
+    wanted: Wanted,
     stages: list[Stage],
     facts: dict[str, Any],
 ) -> None:
     """Export, compare, describe, and put in place of the adapter before."""
-    recipe = ws.recipe
-    work = ws.path("adapters", f".{culture.id}.part")
+    recipe, culture, examples = wanted.recipe, wanted.culture, wanted.examples
+    work = ws.path("adapters", f".{wanted.name}.part")
+    whose = {e.culture for e in examples}
     lock = {
         "base_fingerprint": trainable.base.fingerprint,
         "template_hash": template_hash(trainable.template),
     }
-    evidence = [p for p in current_evidence(ws) if p.culture == culture.id]
+    evidence = [p for p in current_evidence(ws) if p.culture in whose]
     licences = {p.license for p in evidence if p.license}
     gguf_lora.export(
         work,
@@ -313,9 +269,10 @@ def _finish(
         **lock,
     )
     manifest = {
-        "inputs": inputs,
+        "inputs": wanted.inputs,
         "finished_at": now(),
         "culture": culture.id,
+        **({"variant": wanted.variant} if wanted.variant else {}),
         "kind": recipe.adapter.kind,
         "base": trainable.base.reference,
         **lock,
@@ -334,12 +291,12 @@ def _finish(
     prompts = [e.messages for e in last[:: max(1, len(last) // PROMPTS)]][:PROMPTS]
     manifest["parity"] = parity(trainable, work, prompts, recipe.base.context)
     write_json(work / "manifest.json", manifest)
-    rate = review.told(review.error_rate(ws, all_examples(ws, [culture.id])))
+    rate = review.told(review.error_rate(ws, all_examples(ws, sorted(whose))))
     about = card(recipe, culture, manifest, examples, evidence, rate)
     write_atomic(work / "README.md", about.encode())
     checkpoint.drop(work)
     (work / "inputs").unlink()
-    target, old = ws.path("adapters", culture.id), ws.path("adapters", f".{culture.id}.old")
+    target, old = ws.path("adapters", wanted.name), ws.path("adapters", f".{wanted.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         target.replace(old)

@@ -10,6 +10,7 @@ from typing import Any
 from cmgr import train
 from cmgr.base import resolve
 from cmgr.synthesize import current_examples
+from cmgr.train import variants
 from cmgr.train.loop import Loop, order_of
 from cmgr.train.model import Trainable
 from cmgr.train.prompts import Prompts
@@ -23,7 +24,7 @@ def inspect(ws: Workspace, cultures: list[str]) -> list[dict[str, Any]]:
     trainable = Trainable(base, ws.recipe, ws.folder, ws.say)
     found = []
     for culture in cultures:
-        mine = train.fit_examples(ws.recipe, examples, culture)
+        mine = variants.fit_examples(ws.recipe, examples, culture)
         for stage in train.stages_of(ws.recipe, mine, trainable):
             item = stage.items[0]
             found.append(
@@ -37,13 +38,15 @@ def inspect(ws: Workspace, cultures: list[str]) -> list[dict[str, Any]]:
     return found
 
 
-def dry_run(ws: Workspace, force: bool, cultures: list[str]) -> dict[str, Any]:
+def dry_run(
+    ws: Workspace, force: bool, cultures: list[str], variant: str | None = None
+) -> dict[str, Any]:
     """Tokens, steps, seconds and memory of what is to be trained; nothing is written.
 
     The time comes from two steps of the first culture's longest stage, and from reading its
     prompts' first batch.
     """
-    plan, examples, base = train.planned(ws, force, cultures)
+    plan, base = train.planned(ws, force, cultures, variant)
     if not plan:
         return {"cultures": [], "memory_mb": 0.0}
     import psutil
@@ -54,9 +57,8 @@ def dry_run(ws: Workspace, force: bool, cultures: list[str]) -> dict[str, Any]:
     found: list[dict[str, Any]] = []
     speed = 0.0  # tokens a second, prompts and answers
     with tempfile.TemporaryDirectory() as scratch:
-        for culture, _ in plan:
-            mine = train.fit_examples(recipe, examples, culture.id)
-            stages = train.stages_of(recipe, mine, trainable)
+        for wanted in plan:
+            stages = train.stages_of(wanted.recipe, wanted.examples, trainable)
             size = recipe.train.batch_size
             kept = 0.0
             for stage in stages:
@@ -71,7 +73,7 @@ def dry_run(ws: Workspace, force: bool, cultures: list[str]) -> dict[str, Any]:
             tokens = sum(s.epochs * sum(map(len, s.items)) for s in stages)
             found.append(
                 {
-                    "culture": culture.id,
+                    "culture": wanted.name,
                     "examples": sum(len(s.items) for s in stages),
                     "tokens": tokens,
                     "steps": sum(s.epochs * s.per_epoch(size) for s in stages),

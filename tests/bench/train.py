@@ -76,10 +76,10 @@ def one(options: argparse.Namespace) -> dict[str, Any]:
     """One contestant's figures, in this process."""
     import torch
 
-    from cmgr import train
     from cmgr.base import resolve
     from cmgr.synthesize import current_examples
     from cmgr.train.model import Trainable
+    from cmgr.train.variants import fit_examples
     from cmgr.workspace import Workspace
 
     ws = Workspace(options.workspace)
@@ -90,9 +90,7 @@ def one(options: argparse.Namespace) -> dict[str, Any]:
     recipe.train.device, recipe.train.quantize = options.device, options.quantize
     recipe.base.train_from = options.weights
     examples = [
-        e
-        for e in train.fit_examples(recipe, current_examples(ws), options.culture)
-        if e.stage == "task"
+        e for e in fit_examples(recipe, current_examples(ws), options.culture) if e.stage == "task"
     ]
     trainable = Trainable(resolve(recipe.base.model), recipe, ws.folder, lambda _: None)
     items = [trainable.item(e) for e in examples]

@@ -1,0 +1,114 @@
+"""Which adapters are trained: one per culture, and those that an evaluation compares them with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from cmgr.base import Base
+from cmgr.errors import CmgrError, MissingError
+from cmgr.recipe import RUNNING, SHARED, Culture, Recipe
+from cmgr.records import Example, make_id
+
+VERSION = 2  # counts up when the same inputs would give other adapters
+VARIANTS = {
+    "shared": "one adapter for all cultures",
+    "broad": "without the task stage",
+    "no-broad": "without the broad stage",
+    "no-contrast": "without contrast pairs",
+}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """An adapter to be made: its name (its folder's), whose it is, how, and from what."""
+
+    name: str
+    culture: Culture
+    recipe: Recipe
+    examples: list[Example]
+    inputs: str
+    variant: str | None = None
+
+
+def name_of(culture: str, variant: str | None) -> str:
+    """The folder's name of a culture's adapter or of its variant; an id never holds a dot."""
+    if variant == SHARED:
+        return SHARED
+    return f"{culture}.{variant}" if variant else culture
+
+
+def fit_examples(recipe: Recipe, examples: Iterable[Example], culture: str) -> list[Example]:
+    """What a culture (or `shared`: all) is trained on: `fit` items, reviewed where wanted."""
+    wanted = {"accepted", "edited"} if recipe.train.review == "accepted" else None
+    return [
+        e
+        for e in examples
+        if culture in (e.culture, SHARED)
+        and e.split == "fit"
+        and (wanted is None or e.review in wanted)
+    ]
+
+
+def wanted_inputs(recipe: Recipe, base: Base, mine: Iterable[Example]) -> str:
+    """The hash of all that an adapter is made from: its manifest has it when up to date."""
+    return make_id(
+        VERSION,
+        base.fingerprint,
+        recipe.base.train_from,
+        recipe.adapter.model_dump(),
+        recipe.train.model_dump(exclude={*RUNNING, "review"}),
+        sorted(
+            # what a person has edited is another example
+            [e.id, e.answer, *([e.messages[-1].content] if e.review == "edited" else [])]
+            for e in mine
+        ),
+    )
+
+
+def wanted(
+    recipe: Recipe,
+    base: Base,
+    examples: Sequence[Example],
+    cultures: Sequence[str] | None = None,
+    variant: str | None = None,
+) -> list[Wanted]:
+    """The adapters of these cultures (or all), or one variant of each; `shared` is one for all.
+
+    Raises MissingError where there are no examples, CmgrError where a variant would be the same.
+    """
+    recipe = _changed(recipe, variant)
+    whose = recipe.pick(list(cultures) if cultures else None)
+    if variant == SHARED:
+        languages = list(dict.fromkeys(lang for c in whose for lang in c.languages))
+        whose = [Culture(id=SHARED, name="All cultures", languages=languages)]
+    found = []
+    for culture in whose:
+        mine = fit_examples(recipe, examples, culture.id)
+        if not mine:
+            if any(e.culture == culture.id and e.split == "fit" for e in examples):
+                raise MissingError(
+                    f"no example of {culture.id} has been accepted, and train.review wants that. "
+                    "Look at some: cmgr review"
+                )
+            raise MissingError(f"no training examples for {culture.id}. Make them: cmgr synthesize")
+        if variant == "no-contrast":
+            kept = [e for e in mine if not e.inputs.get("contrast")]
+            if len(kept) == len(mine):
+                raise CmgrError(f"{culture.id} has no contrast pairs: without them is the same")
+            mine = kept
+        if variant in ("broad", "no-broad"):
+            missing = "broad" if variant == "broad" else "task"
+            if not any(e.stage == missing for e in mine):
+                raise CmgrError(f"{culture.id} has no examples of the {missing} stage")
+        name = name_of(culture.id, variant)
+        inputs = wanted_inputs(recipe, base, mine)
+        found.append(Wanted(name, culture, recipe, mine, inputs, variant))
+    return found
+
+
+def _changed(recipe: Recipe, variant: str | None) -> Recipe:
+    stages = {"broad": ["broad"], "no-broad": ["task"]}.get(variant or "")
+    if not stages:
+        return recipe
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"stages": stages})})
