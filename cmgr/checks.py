@@ -13,11 +13,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
 from cmgr.overlap import Excluded, NearDuplicates, words
-from cmgr.recipe import Recipe, Task
+from cmgr.recipe import Recipe
 from cmgr.records import Evidence, Example
 from cmgr.sources import hygiene
 from cmgr.sources.passages import mentions, names_of, word_count
 from cmgr.sources.ranking import terms
+from cmgr.tasks import Task
 
 MAX_WORDS = 60  # of an answer where the task does not say
 SAME = 0.9  # share of a quote's words that stand in its passage, in order, and nothing else

@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from cmgr.errors import UsageError
+from cmgr.tasks import ID, LOADER, Part, Task, bundled_folder, card, checked_id
 
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's where PyYAML is built with it
-ID = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+SHARED = "shared"  # the adapter of all cultures together
 
 
-def _checked_id(value: str) -> str:
-    if not ID.fullmatch(value) or len(value) > 64:
-        raise ValueError(f"id {value!r} must be lower-case letters, digits and single hyphens")
-    return value
-
-
-class Culture(_Part):
+class Culture(Part):
     """A national culture: how people name it, and places that stand for it in prompts.
 
     `country` is its ISO 3166-1 code, where `name` does not say it.
@@ -39,76 +28,7 @@ class Culture(_Part):
     places: list[str] = []
     languages: list[str] = []
 
-    _id = field_validator("id")(_checked_id)
-
-
-class Wording(_Part):
-    """How one question becomes a prompt: `text` may use {question}, {place}, {culture}, {topic}.
-
-    `question` picks which wording of the evidence's question is asked: 0 its heading, 1 and up its
-    paraphrases. `split` says what items of this wording are for.
-    """
-
-    text: str
-    question: int = Field(default=0, ge=0)
-    split: Literal["fit", "wording"] = "fit"
-
-    @field_validator("text")
-    @classmethod
-    def _fields(cls, value: str) -> str:
-        names = set(re.findall(r"\{(.*?)\}", value))
-        unknown = names - {"question", "place", "culture", "topic"}
-        if unknown or "question" not in names:
-            raise ValueError("a wording uses {question}, and may use {place}, {culture}, {topic}")
-        return value
-
-
-class Task(_Part):
-    """A culture-sensitive downstream task: fixed instruction, prompt and answer format.
-
-    `wordings` turn a question of the evidence into a prompt (the extractive generator). A model
-    fills `fields` (name: what stands in it) of `prompt`, which may use {culture}, {place} and
-    {options} too. The answer is one of `labels`, one of `options` texts that are written with each
-    item (by its letter where the prompt shows {options}), or free text of up to `max_words`.
-    `shows` says what a prompt may give away. `examples` are items as they should be: the fields,
-    and `answer`.
-    """
-
-    id: str
-    name: str
-    instruction: str = ""
-    queries: list[str] = Field(min_length=1)  # templates with {culture} and {topic}
-    wordings: list[Wording] = []
-    prompt: str = ""
-    fields: dict[str, str] = {}
-    labels: list[str] = []
-    options: int = Field(default=0, ge=0, le=10)
-    max_words: int = Field(default=60, ge=1)
-    shows: list[Literal["culture", "answer"]] = ["culture"]
-    examples: list[dict[str, str | list[str]]] = []
-
-    _id = field_validator("id")(_checked_id)
-
-    @model_validator(mode="after")
-    def _complete(self) -> Self:
-        if not self.wordings and not self.prompt:
-            raise ValueError("a task has `wordings` or a `prompt` with `fields`")
-        if self.labels and (self.options or len(set(self.labels)) < max(2, len(self.labels))):
-            raise ValueError("`labels` are two or more, distinct, and exclude `options`")
-        if self.options == 1:
-            raise ValueError("`options` are two or more")
-        if self.prompt:
-            used = set(re.findall(r"\{(\w+)\}", self.prompt))
-            unknown = used - self.fields.keys() - {"culture", "place", "options"}
-            if unknown or not used & self.fields.keys():
-                raise ValueError(
-                    "a prompt uses its {fields}, and may use {culture}, {place}, {options}"
-                    + (f"; it has {', '.join(sorted(unknown))}" if unknown else "")
-                )
-        for name in ("culture", "place", "options", "answer", "quote", "passage"):
-            if name in self.fields:
-                raise ValueError(f"a field cannot be named {name}")
-        return self
+    _id = field_validator("id")(checked_id)
 
 
 # where evidence can come from: a file of cmgr/sources/, and the key that it cannot do without
@@ -124,7 +44,7 @@ SOURCES = {
 }
 
 
-class Source(_Part):
+class Source(Part):
     """Where evidence comes from: a folder, an engine, an encyclopaedia.
 
     `url` is the address of a server of one's own, or of an API other than the usual; `books` are
@@ -153,7 +73,7 @@ class Source(_Part):
         return self
 
 
-class Search(_Part):
+class Search(Part):
     """How much is asked and kept.
 
     No `topics`: those of everyday culture that cmgr knows. `writer` says who words the queries
@@ -174,7 +94,7 @@ class Search(_Part):
     instructions: Literal["drop", "mark"] = "drop"
 
 
-class Web(_Part):
+class Web(Part):
     """How pages are fetched.
 
     Seconds between two requests to a host, for a whole page, and before a first retry; `allow`
@@ -193,14 +113,14 @@ class Web(_Part):
     allow: list[str] = []
 
 
-class Price(_Part):
+class Price(Part):
     """US dollars per million tokens."""
 
     input: float = Field(ge=0)
     output: float = Field(ge=0)
 
 
-class Generator(_Part):
+class Generator(Part):
     """Who writes: nobody (cut from the evidence), an OpenAI-compatible endpoint (at once, or as a
     batch at half the price), a local GGUF.
 
@@ -232,7 +152,7 @@ class Generator(_Part):
     unseen_facts: float = Field(default=0.2, ge=0, lt=1)
 
 
-class Base(_Part):
+class Base(Part):
     """The language model: one reference (see README), and optional weights to train from."""
 
     model: str = "smollm2"
@@ -241,7 +161,7 @@ class Base(_Part):
     cache_mb: int = Field(default=1024, ge=64)
 
 
-class Adapter(_Part):
+class Adapter(Part):
     """The LoRA of each culture; `export` is the type of its GGUF tensors."""
 
     kind: Literal["activated", "standard"] = "activated"
@@ -253,7 +173,7 @@ class Adapter(_Part):
     export: Literal["f16", "f32", "q8_0"] = "f16"
 
 
-class Train(_Part):
+class Train(Part):
     """Two stages over one adapter; epochs, optimiser settings, what to do with little memory.
 
     `validation` is the share of evidence held back to choose the best epoch by, `patience` how
@@ -290,14 +210,14 @@ RUNNING = {
 }
 
 
-class Router(_Part):
+class Router(Part):
     """When to name a culture: the least probability, and the least lead over the second."""
 
     threshold: float = Field(default=0.35, gt=0, lt=1)
     margin: float = Field(default=0.1, ge=0, lt=1)
 
 
-class Evaluate(_Part):
+class Evaluate(Part):
     """How many items per culture are scored: trained ones, other wordings, unseen facts."""
 
     trained: int = Field(default=8, ge=0)
@@ -305,7 +225,7 @@ class Evaluate(_Part):
     facts: int = Field(default=12, ge=0)
 
 
-class Recipe(_Part):
+class Recipe(Part):
     """The whole wish. Raises pydantic's ValidationError; `load` turns it into a UsageError."""
 
     name: str
@@ -322,7 +242,14 @@ class Recipe(_Part):
     evaluate: Evaluate = Evaluate()
     try_prompts: list[str] = []
 
-    _name = field_validator("name")(_checked_id)
+    _name = field_validator("name")(checked_id)
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _cards(cls, value: Any) -> Any:
+        """A task may be given by the id of its bundled card."""
+        entries = value if isinstance(value, list) else [value]
+        return [card(v).task() if isinstance(v, str) else v for v in entries]
 
     @model_validator(mode="after")
     def _unique(self) -> Self:
@@ -333,6 +260,8 @@ class Recipe(_Part):
             twice = {i for i in ids if ids.count(i) > 1}
             if twice:
                 raise ValueError(f"two entries of one {what} id: {', '.join(sorted(twice))}")
+        if any(c.id == SHARED for c in self.cultures):
+            raise ValueError(f"a culture cannot have the id {SHARED}: it is all cultures' adapter")
         return self
 
     def culture(self, culture_id: str) -> Culture:
@@ -397,13 +326,6 @@ def load(path: Path) -> Recipe:
                 message = "unknown key: remove it or correct its spelling"
             problems.append(f"{path}{f':{line}' if line else ''}: {key}: {message}")
         raise UsageError("\n".join(problems)) from None
-
-
-def bundled_folder() -> Path:
-    """Where the recipes that cmgr ships lie: inside the package, or beside it in a checkout."""
-    package = Path(sys.modules["cmgr"].__file__ or "").parent
-    inside = package / "recipes"
-    return inside if inside.is_dir() else package.parent / "recipes"
 
 
 def find(reference: str) -> Path:

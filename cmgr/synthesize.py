@@ -170,14 +170,17 @@ def import_file(
     task: str,
     columns: dict[str, str],
     culture: str | None = None,
+    loader: str | None = None,
+    part: str | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Take a person's examples, with the same checks; returns per culture what came, what passed.
 
-    Only grounding is not asked of rows without a quote. Raises as `imported.read` does.
+    Only grounding is not asked of rows without a quote. `loader` and `part`, and what is raised:
+    see `imported.read`.
     """
     evidence = search.current_evidence(ws)
     whose = ws.recipe.culture(culture) if culture else None
-    rows = list(imported.read(ws.recipe, path, task, columns, whose, evidence))
+    rows = list(imported.read(ws.recipe, path, task, columns, whose, evidence, loader, part))
     checks = Checks(ws.recipe, evidence, search.excluded_items(ws))
     have = all_examples(ws)
     for example in have:
@@ -204,8 +207,8 @@ def import_file(
         ws.append("quarantine", bad)
         if culture_id:
             empty = {"inputs": "", "ids": [], "examples": {}, "quarantined": 0, "yield": {}}
-            part = parts.setdefault(culture_id, {**empty, "unanswered": 0})
-            part["imported"] = [*part.get("imported", []), *(e.id for e in mine.kept)]
+            entry = parts.setdefault(culture_id, {**empty, "unanswered": 0})
+            entry["imported"] = [*entry.get("imported", []), *(e.id for e in mine.kept)]
     _finish(ws, parts)
     return {culture_id: _yields(mine)[task] for culture_id, mine in made.items()}
 
@@ -216,7 +219,7 @@ def import_file(
 def planned(ws: Workspace, cultures: Sequence[str] | None = None) -> list[writing.Request]:
     """The calls that have no answer yet."""
     wanted = {c.id for c in ws.recipe.pick(list(cultures) if cultures else None)}
-    calls = _calls(ws)
+    calls = calls_of(ws)
     return [r for r in _requests(ws, wanted) if calls.get(r) is None]
 
 
@@ -225,7 +228,8 @@ def _requests(ws: Workspace, wanted: set[str]) -> list[writing.Request]:
     return [r for r in found if wanted & {r.culture, r.other}]
 
 
-def _calls(ws: Workspace) -> Calls:
+def calls_of(ws: Workspace) -> Calls:
+    """The answers of models that the workspace keeps."""
     return Calls(ws.path("cache", "calls"))
 
 
@@ -237,8 +241,8 @@ def _written(
     progress: Progress | None,
 ) -> dict[str, Outcome]:
     requests = _requests(ws, set(cultures))
-    calls = _calls(ws)
-    _ask(ws, [r for r in requests if calls.get(r) is None], calls, budget, progress)
+    calls = calls_of(ws)
+    ask(ws, [r for r in requests if calls.get(r) is None], calls, budget, progress)
     examples: list[Example] = []
     malformed: list[tuple[writing.Request, str]] = []
     unanswered: Counter[str] = Counter()
@@ -289,7 +293,7 @@ def _written(
     return made
 
 
-def _ask(
+def ask(
     ws: Workspace,
     requests: Sequence[writing.Request],
     calls: Calls,
@@ -344,7 +348,7 @@ def _look_again(
         for mine in made.values()
         for e in mine.kept
     }
-    _ask(ws, [r for r in looks.values() if calls.get(r) is None], calls, budget, progress)
+    ask(ws, [r for r in looks.values() if calls.get(r) is None], calls, budget, progress)
     least = ws.recipe.generator.judge or 0
     for mine in made.values():
         kept = []

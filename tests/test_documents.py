@@ -17,10 +17,11 @@ from cmgr.sources import web as net
 from cmgr.sources.documents import Searcher
 from cmgr.sources.markdown import MAX_WORDS
 from cmgr.sources.passages import Passage, first_sentence, mentions, names_of, word_count
+from cmgr.tasks import bundled_folder
 
 JAPAN = Culture(id="japan", name="Japan", demonym="Japanese", places=["Osaka"])
 BRAZIL = Culture(id="brazil", name="Brazil", demonym="Brazilian", places=["Salvador"])
-QUICKSTART = recipes.bundled_folder() / "quickstart" / "documents"
+QUICKSTART = bundled_folder() / "quickstart" / "documents"
 
 GREETINGS = """# Greetings in Japan
 

@@ -14,6 +14,8 @@ from typing import Annotated, Any
 
 import typer
 
+from cmgr.errors import UsageError
+
 # characters that turn the direction of what follows (Unicode Bidirectional Algorithm)
 TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 EVERY = 30  # seconds between lines of progress where there is no terminal
@@ -27,6 +29,14 @@ CultureOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON lines on stdout")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Make it again even if up to date")]
+
+
+def columns_of(mapped: str) -> dict[str, str]:
+    """What `--map COLUMN=FIELD,...` says, by field. Raises UsageError."""
+    pairs = [pair.partition("=") for pair in mapped.split(",") if pair.strip()]
+    if any(not (column.strip() and field.strip()) for column, _, field in pairs):
+        raise UsageError(f"--map {mapped!r}: write COLUMN=FIELD,COLUMN=FIELD")
+    return {field.strip(): column.strip() for column, _, field in pairs}
 
 
 def say(text: str = "", faint: bool = False) -> None:

@@ -12,6 +12,7 @@ from cmgr.cli.console import (
     ForceOption,
     JsonOption,
     WorkspaceOption,
+    columns_of,
     emit_json,
     out,
     plain,
@@ -46,6 +47,12 @@ def command(
     map_: Annotated[
         str, typer.Option("--map", help="COLUMN=FIELD,... (text=situation,label=answer)")
     ] = "",
+    loader: Annotated[
+        str | None, typer.Option(help="The file is a benchmark's own (names: cmgr eval --help)")
+    ] = None,
+    part: Annotated[
+        str | None, typer.Option(metavar="I/N", help="With --loader: only this part, by hash")
+    ] = None,
     force: ForceOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -62,7 +69,7 @@ def command(
         _forecast(ws, culture, json)
         return
     if import_:
-        _import(ws, import_, task, map_, culture, json)
+        _import(ws, import_, task, map_, culture, loader, part, json)
         return
     with ws.lock("cmgr synthesize"), progress() as show:
         made = synthesize.build(ws, force, show, culture, max_cost, max_calls)
@@ -71,12 +78,12 @@ def command(
     parts = (read_json(ws.manifest_path("synthesize")) or {}).get("cultures", {})
     mine = {c.id: parts[c.id] for c in ws.recipe.pick(culture) if c.id in parts}
     if json:
-        for culture_id, part in mine.items():
-            facts = {k: v for k, v in part.items() if k not in {"inputs", "ids", "examples"}}
-            emit_json({"culture": culture_id, **part["examples"], **facts})
+        for culture_id, entry in mine.items():
+            facts = {k: v for k, v in entry.items() if k not in {"inputs", "ids", "examples"}}
+            emit_json({"culture": culture_id, **entry["examples"], **facts})
     else:
         _show_tables(mine)
-    unanswered = sum(part["unanswered"] for part in mine.values())
+    unanswered = sum(entry["unanswered"] for entry in mine.values())
     if unanswered:
         raise PartialError(
             f"{unanswered} calls have no answer yet. `cmgr synthesize` makes them; "
@@ -90,6 +97,8 @@ def _import(
     task: str | None,
     mapped: str,
     culture: list[str] | None,
+    loader: str | None,
+    part: str | None,
     json: bool,
 ) -> None:
     from cmgr import synthesize
@@ -99,14 +108,14 @@ def _import(
     if task is None:
         known = ", ".join(t.id for t in ws.recipe.tasks)
         raise UsageError(f"--import needs --task, one of: {known}")
-    pairs = [pair.partition("=") for pair in mapped.split(",") if pair.strip()]
-    if any(not (column.strip() and field.strip()) for column, _, field in pairs):
-        raise UsageError(f"--map {mapped!r}: write COLUMN=FIELD,COLUMN=FIELD")
-    columns = {field.strip(): column.strip() for column, _, field in pairs}
+    columns = columns_of(mapped)
     if culture and len(culture) > 1:
         raise UsageError("--import takes one --culture; of several, map a column to culture")
+    if part and not loader:
+        raise UsageError("--part goes with --loader (table: a plain one)")
     with ws.lock("cmgr synthesize"):
-        found = synthesize.import_file(ws, path, task, columns, culture[0] if culture else None)
+        whose = culture[0] if culture else None
+        found = synthesize.import_file(ws, path, task, columns, whose, loader, part)
     if json:
         for culture_id, counts in found.items():
             emit_json({"culture": culture_id, "task": task, **counts})

@@ -19,8 +19,9 @@ from cmgr.errors import UsageError
 from cmgr.generators.writing import Request
 from cmgr.llm import Completion
 from cmgr.overlap import UNSPACED
-from cmgr.recipe import LOADER, Generator, Price
+from cmgr.recipe import Generator, Price
 from cmgr.records import now
+from cmgr.tasks import LOADER
 
 LETTERS_A_TOKEN = 4.0  # of English; an estimate, for OpenAI's and Llama's tokenisers alike
 

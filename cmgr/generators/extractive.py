@@ -7,9 +7,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
 from cmgr.overlap import words
-from cmgr.recipe import Culture, Recipe, Task, Wording
+from cmgr.recipe import Culture, Recipe
 from cmgr.records import Evidence, Example, Message, Split, make_id, now
 from cmgr.sources.passages import first_sentence, mentions, names_of, sentence_ends, word_count
+from cmgr.tasks import Task, Wording
 
 NAME = "extractive"
 MAX_WORDS = 60  # of an answer

@@ -1,19 +1,38 @@
-"""Examples that people bring: CSV, JSON lines or Parquet, mapped to a task's fields."""
+"""Examples that people bring: a table mapped to a task's fields, or a benchmark's own files."""
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cmgr.errors import MissingError, UsageError
+from cmgr import benchmarks
+from cmgr.benchmarks.formats import rows_of
+from cmgr.errors import UsageError
 from cmgr.generators.writing import MalformedError, in_format, task_of
 from cmgr.recipe import Culture, Recipe
 from cmgr.records import Evidence, Example, Message, Split, make_id, now
+from cmgr.tasks import Task
 
 OWN = ("answer", "culture", "quote", "evidence_id", "split", "language", "options")
+SPLITS: dict[str, Split] = {"fit": "fit", "wording": "wording", "fact": "fact"}
+
+
+@dataclass
+class _Given:
+    """What a row holds."""
+
+    culture: Culture
+    fields: dict[str, Any]
+    answer: str
+    wrong: list[str] | None = None
+    order: Sequence[str] = ()  # published options, the answer among them
+    group: str = ""
+    language: str = "en"
+    split: str = "fit"
+    quote: str = ""
+    cited: str = ""
 
 
 def read(
@@ -23,11 +42,14 @@ def read(
     columns: Mapping[str, str],
     culture: Culture | None,
     evidence: Sequence[Evidence] = (),
+    loader: str | None = None,
+    part: str | None = None,
 ) -> Iterator[tuple[int, Example | str]]:
     """(line, example, or why there is none) for each row of a file.
 
     `columns` maps a field of the task, or one of `answer`, `culture`, `quote`, `evidence_id`,
     `split`, `language`, `options`, to the file's column; a column of the same name needs no entry.
+    With a `loader` (benchmarks.py) the file is a benchmark's own, of which `part` "1/2" is taken.
     Raises MissingError where the file or pandas is not there, UsageError for a wrong map or line.
     """
     found = next((t for t in recipe.tasks if t.id == task_id), None)
@@ -35,93 +57,129 @@ def read(
         known = ", ".join(t.id for t in recipe.tasks)
         raise UsageError(f"no task {task_id!r} in the recipe. It has: {known}")
     task = task_of(found)
+    passages = {e.id: e for e in evidence}
+    if loader:
+        rows = _published(recipe, path, loader, columns, culture, part)
+    else:
+        rows = _mapped(recipe, path, task, columns, culture)
+    for number, given in rows:
+        if isinstance(given, str):
+            yield number, given
+            continue
+        try:
+            for name, value in {**given.fields, "answer": given.answer}.items():
+                if not isinstance(value, str) or not value:
+                    raise MalformedError(f"schema: no {name}")
+            split = SPLITS.get(given.split)
+            if split is None:
+                raise MalformedError(f"split {given.split!r}: fit, wording or fact")
+            whose, cited = given.culture, given.cited
+            content, answer, inputs = in_format(
+                task, whose, given.fields, given.answer, given.wrong, order=given.order
+            )
+        except MalformedError as error:
+            yield number, str(error)
+            continue
+        yield (
+            number,
+            Example(
+                id=make_id("import", whose.id, task.id, split, content, answer),
+                culture=whose.id,
+                task=task.id,
+                stage="task",
+                split=split,
+                inputs={
+                    **inputs,
+                    "topic": passages[cited].topic if cited in passages else "",
+                    "fact": cited or given.group or make_id(given.fields),
+                    "language": given.language,
+                },
+                answer=answer,
+                messages=[Message(role="user", content=content)],
+                evidence_ids=[cited] if cited else [],
+                quote=given.quote,
+                generator=f"import:{path.name}",
+                created_at=now(),
+            ),
+        )
+
+
+def _mapped(
+    recipe: Recipe, path: Path, task: Task, columns: Mapping[str, str], culture: Culture | None
+) -> Iterator[tuple[int, _Given | str]]:
+    """The rows of a person's table."""
     unknown = columns.keys() - task.fields.keys() - set(OWN)
     if unknown:
         raise UsageError(
-            f"--map: task {task_id} has no field {', '.join(sorted(unknown))}. "
+            f"--map: task {task.id} has no field {', '.join(sorted(unknown))}. "
             f"It has: {', '.join([*task.fields, *OWN])}"
         )
-    passages = {e.id: e for e in evidence}
-    for number, row in _rows(path):
-        if number == 1 or not row:
-            missing = [c for c in columns.values() if c not in row]
-            if missing:
-                raise UsageError(
-                    f"{path}: no column {', '.join(missing)}. It has: {', '.join(map(str, row))}"
-                )
+    for number, row in rows_of(path):
+        missing = [c for c in columns.values() if c not in row] if number == 1 else []
+        if missing:
+            raise UsageError(
+                f"{path}: no column {', '.join(missing)}. It has: {', '.join(map(str, row))}"
+            )
 
-        def cell(name: str, row: Mapping[str, Any] = row) -> Any:
+        def cell(name: str, row: Mapping[Any, Any] = row) -> Any:
             value = row.get(columns.get(name, name))
             return value.strip() if isinstance(value, str) else value
 
         try:
             whose = recipe.culture(str(cell("culture"))) if cell("culture") else culture
-            if whose is None:
-                raise MalformedError("no culture: map a column to it, or give --culture")
-            fields = {name: cell(name) for name in task.fields}
-            for name, value in {**fields, "answer": cell("answer")}.items():
-                if not isinstance(value, str) or not value:
-                    raise MalformedError(f"schema: no {name}")
-            options = cell("options")
-            if isinstance(options, str):
-                options = [o.strip() for o in options.split("|") if o.strip()]
-            content, answer, inputs = in_format(task, whose, fields, str(cell("answer")), options)
-            cited = str(cell("evidence_id") or "")
-            splits: dict[str, Split] = {"fit": "fit", "wording": "wording", "fact": "fact"}
-            split = splits.get(str(cell("split") or "fit"))
-            if split is None:
-                raise MalformedError(f"split {cell('split')!r}: fit, wording or fact")
+        except UsageError as error:
+            yield number, str(error)
+            continue
+        if whose is None:
+            yield number, "no culture: map a column to it, or give --culture"
+            continue
+        options = cell("options")
+        if isinstance(options, str):
+            options = [o.strip() for o in options.split("|") if o.strip()]
+        yield (
+            number,
+            _Given(
+                whose,
+                {name: cell(name) for name in task.fields},
+                str(cell("answer") or ""),
+                options,
+                language=str(cell("language") or "en"),
+                split=str(cell("split") or "fit"),
+                quote=str(cell("quote") or ""),
+                cited=str(cell("evidence_id") or ""),
+            ),
+        )
+
+
+def _published(
+    recipe: Recipe,
+    path: Path,
+    loader: str,
+    columns: Mapping[str, str],
+    culture: Culture | None,
+    part: str | None,
+) -> Iterator[tuple[int, _Given | str]]:
+    """The items of a benchmark's files."""
+    for number, row in benchmarks.read(loader, path, columns):
+        if isinstance(row, str):
+            yield number, row
+            continue
+        if not benchmarks.in_part(row, part):
+            continue
+        whose = benchmarks.culture_of(recipe.cultures, row.culture, row.language)
+        if whose is None and not row.culture:
+            whose = culture
+        if whose is None:
+            yield number, f"a culture that the recipe does not have: {row.culture or 'none'}"
+        elif culture in (None, whose):
             yield (
                 number,
-                Example(
-                    id=make_id("import", whose.id, task.id, split, content, answer),
-                    culture=whose.id,
-                    task=task.id,
-                    stage="task",
-                    split=split,
-                    inputs={
-                        **inputs,
-                        "topic": passages[cited].topic if cited in passages else "",
-                        "fact": cited or make_id(fields),
-                        "language": str(cell("language") or "en"),
-                    },
-                    answer=answer,
-                    messages=[Message(role="user", content=content)],
-                    evidence_ids=[cited] if cited else [],
-                    quote=str(cell("quote") or ""),
-                    generator=f"import:{path.name}",
-                    created_at=now(),
+                _Given(
+                    whose,
+                    row.fields,
+                    row.answer,
+                    order=row.options,
+                    group=row.group,
+                    language=row.language,
                 ),
             )
-        except (MalformedError, UsageError) as error:
-            yield number, str(error)
-
-
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows of a file, from 1."""
-    kind = path.suffix.lower()
-    try:
-        if kind == ".parquet":
-            try:
-                import pandas
-            except ImportError:
-                raise MissingError("Parquet needs pandas: pip install pandas pyarrow") from None
-            for number, row in enumerate(pandas.read_parquet(path).to_dict("records"), 1):
-                yield number, {str(k): v for k, v in row.items()}
-        elif kind == ".csv":
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                for number, row in enumerate(csv.DictReader(file), 1):
-                    yield number, {k: v for k, v in row.items() if k}
-        elif kind in {".jsonl", ".ndjson"}:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-            for number, line in enumerate((x for x in lines if x.strip()), 1):
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise UsageError(f"{path}: row {number} is no JSON object")
-                yield number, row
-        else:
-            raise UsageError(f"{path}: give a .csv, .jsonl or .parquet file")
-    except FileNotFoundError:
-        raise MissingError(f"{path}: no such file of examples") from None
-    except (OSError, UnicodeDecodeError, ValueError, csv.Error) as error:
-        raise UsageError(f"{path}: cannot be read: {error}") from None

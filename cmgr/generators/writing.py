@@ -14,12 +14,14 @@ from typing import Any, Literal
 import yaml
 
 from cmgr.llm import repair
-from cmgr.recipe import LOADER, Culture, Generator, Recipe, Task
+from cmgr.recipe import Culture, Generator, Recipe
 from cmgr.records import Evidence, Example, Message, Split, make_id, now
 from cmgr.search.queries import language_name, languages_of
+from cmgr.tasks import LOADER, Task
 
 LETTERS = "ABCDEFGHIJ"
 TOKENS_EACH = 300  # of an answer, for each example that is asked for
+_WHY: dict[str, Any] = {"type": "string", "maxLength": 200}
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Request:
     """
 
     key: str
-    kind: Literal["task", "broad", "contrast", "judge", "again"]
+    kind: Literal["task", "broad", "contrast", "judge", "again", "verdict"]
     culture: str
     other: str
     task: str
@@ -176,30 +178,49 @@ def second_look(
         "answer": example.answer,
         "answers": f"The answer is one of: {'; '.join(options)}" if options else "",
     }
-    messages = (Message(role="user", content=prompt(generator, kind, values)),)
     answer: dict[str, Any] = {"type": "string", **({"enum": options} if options else {})}
-    parts = {"answer": answer}
+    parts: dict[str, dict[str, Any]] = {"answer": answer}
     if kind == "judge":
         score = {"type": "integer", "minimum": 1, "maximum": 5}
-        parts = {"score": score, "why": {"type": "string", "maxLength": 200}}
+        parts = {"score": score, "why": _WHY}
+    language = str(example.inputs.get("language", "en"))
+    whose = (example.culture, example.task or "", language)
+    return _look(generator, kind, values, parts, whose, (passage,))
+
+
+def verdict(
+    recipe: Recipe, culture: str, task: str, question: str, accepted: Sequence[str], answer: str
+) -> Request:
+    """A call that says whether a free answer means the same as one of those that count as right."""
+    values = {
+        "culture": recipe.culture(culture).name,
+        "prompt": question,
+        "reference": "\n".join(f"- {text}" for text in accepted),
+        "answer": answer,
+    }
+    parts: dict[str, dict[str, Any]] = {"right": {"type": "boolean"}, "why": _WHY}
+    return _look(recipe.generator, "verdict", values, parts, (culture, task, "en"), ())
+
+
+def _look(
+    generator: Generator,
+    kind: Literal["judge", "again", "verdict"],
+    values: Mapping[str, str],
+    parts: dict[str, dict[str, Any]],
+    whose: tuple[str, str, str],
+    passages: tuple[Evidence, ...],
+) -> Request:
+    """A call with one prompt, whose answer has these parts; for a culture, task and language."""
+    culture, task, language = whose
+    messages = (Message(role="user", content=prompt(generator, kind, values)),)
     schema = {
         "type": "object",
         "properties": parts,
         "required": list(parts),
         "additionalProperties": False,
     }
-    return Request(
-        _key(generator, messages, schema),
-        kind,
-        example.culture,
-        "",
-        example.task or "",
-        str(example.inputs.get("language", "en")),
-        (passage,),
-        messages,
-        schema,
-        TOKENS_EACH,
-    )
+    key = _key(generator, messages, schema)
+    return Request(key, kind, culture, "", task, language, passages, messages, schema, TOKENS_EACH)
 
 
 def _task_values(task: Task) -> dict[str, str]:
@@ -350,11 +371,13 @@ def in_format(
     answer: str,
     wrong: Sequence[str] | None,
     named: bool = True,
+    order: Sequence[str] = (),
 ) -> tuple[str, str, dict[str, Any]]:
     """The prompt in the task's exact format, the answer in it, and what they were made from.
 
-    We place the right option ourselves, by hash: a model likes some letters better. Without
-    `named` the prompt says "this country". Raises MalformedError for too few options.
+    We place the right option ourselves, by hash: a model likes some letters better; `order` is a
+    published one, the answer in it, and stays. Without `named` the prompt says "this country".
+    Raises MalformedError for too few options, or an answer that is none of them.
     """
     inputs: dict[str, Any] = dict(fields)
     spread = int(make_id("place", fields, culture.id), 16)
@@ -365,11 +388,18 @@ def in_format(
     if task.labels:
         inputs["options"] = task.labels
     elif task.options:
-        others = [o for o in wrong or () if _same(o) != _same(answer)][: task.options - 1]
-        if len({_same(o) for o in others}) < task.options - 1:
-            raise MalformedError("too few options")
-        at = spread % task.options
-        options = [*others[:at], answer, *others[at:]]
+        if order:
+            options = list(order)
+            at = next((n for n, o in enumerate(order) if _same(o) == _same(answer)), -1)
+            if at < 0 or len(order) < 2:
+                raise MalformedError("the answer is none of the options")
+            answer = options[at]
+        else:
+            others = [o for o in wrong or () if _same(o) != _same(answer)][: task.options - 1]
+            if len({_same(o) for o in others}) < task.options - 1:
+                raise MalformedError("too few options")
+            at = spread % task.options
+            options = [*others[:at], answer, *others[at:]]
         inputs["options"] = options
         if "{options}" in task.prompt:
             letters = LETTERS[: len(options)]

@@ -14,8 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from cmgr.errors import MissingError, UsageError
 from cmgr.llm import RefusedError, Writer
-from cmgr.recipe import LOADER, Culture, Recipe, Task
+from cmgr.recipe import Culture, Recipe
 from cmgr.records import Query, make_id
+from cmgr.tasks import LOADER, Task
 from cmgr.workspace import Workspace, read_json
 
 AT_ONCE = 12  # topics that a model is asked to write for in one call
