@@ -1,10 +1,16 @@
-"""Counts in words, shares with their intervals, and how far two people agree."""
+"""Counts in words, shares and F1 with their intervals, paired tests, how far two people agree."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+RESAMPLED = 1000
 
 
 def wilson(right: int, n: int) -> tuple[float, float]:
@@ -35,3 +41,61 @@ def kappa(one: Sequence[str], two: Sequence[str]) -> float | None:
 def counted(values: Mapping[str, int]) -> str:
     """What was counted in a line, most frequent first."""
     return ", ".join(f"{name} {n}" for name, n in Counter(values).most_common())
+
+
+def macro_f1(counts: NDArray[Any]) -> NDArray[np.float64]:
+    """The mean F1 of the labels that occur, as truth or as what was said.
+
+    `counts`: (..., labels, labels), the truth in rows; returns (...), 0 where nothing occurs.
+    """
+    both = counts.sum(axis=-1) + counts.sum(axis=-2)
+    there = both > 0
+    hits = 2.0 * np.diagonal(counts, axis1=-2, axis2=-1)
+    f1 = np.divide(hits, both, out=np.zeros_like(hits), where=there)
+    return np.asarray(f1.sum(axis=-1) / np.maximum(there.sum(axis=-1), 1), dtype=np.float64)
+
+
+def mcnemar(wins: int, losses: int) -> float:
+    """The exact two-sided p of a paired comparison: items that one gets right alone, and the other.
+
+    McNemar's test (1947) by the binomial distribution; 1 where they never differ.
+    """
+    n, few = wins + losses, min(wins, losses)
+    # of logarithms: 2**n leaves a float's range at a thousand items
+    top = n * math.log(2)
+    logs = [
+        math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in range(few + 1)
+    ]
+    return min(1.0, 2 * math.fsum(math.exp(value - top) for value in logs))
+
+
+class Resampled:
+    """How often each item is drawn, when whole groups of items are drawn with replacement.
+
+    Items of one group (wordings of one fact, one post for several cultures) are no independent
+    evidence, and so are drawn together: the cluster bootstrap (Efron and Tibshirani, 1993).
+    """
+
+    def __init__(self, groups: Sequence[str], seed: int, times: int = RESAMPLED) -> None:
+        places: dict[str, int] = {}
+        of_item = np.array([places.setdefault(g, len(places)) for g in groups], dtype=np.intp)
+        drawn = np.random.default_rng(seed).integers(len(places), size=(times, len(places)))
+        counts = np.zeros((times, len(places)), dtype=np.float32)
+        np.add.at(counts, (np.arange(times)[:, None], drawn), 1)
+        self.weights = counts[:, of_item]  # (times, items)
+
+    def mean(self, values: Sequence[float] | NDArray[Any]) -> tuple[float, float]:
+        """The 95% percentile interval of the mean of one value per item."""
+        found = self.weights @ np.asarray(values, dtype=np.float32) / self.weights.sum(axis=1)
+        return _middle(found)
+
+    def macro_f1(self, pairs: NDArray[np.intp], labels: int) -> tuple[float, float]:
+        """The 95% percentile interval of macro-F1; `pairs` are (items, 2): truth, said."""
+        cells = np.zeros((len(pairs), labels * labels), dtype=np.float32)
+        cells[np.arange(len(pairs)), pairs[:, 0] * labels + pairs[:, 1]] = 1
+        return _middle(macro_f1((self.weights @ cells).reshape(-1, labels, labels)))
+
+
+def _middle(values: NDArray[Any]) -> tuple[float, float]:
+    low, high = np.quantile(values, [0.025, 0.975])
+    return float(low), float(high)

@@ -30,7 +30,8 @@ COMMANDS = {
     "route": "Decide which culture's adapter a prompt needs, or none.",
     "chat": "Get answers from the base and the adapter of the routed culture.",
     "bench": "Measure base and adapters on this machine.",
-    "eval": "Score base, prompted base and routed on held-out items.",
+    "eval": "Did it help? Methods side by side, on your items or a benchmark's.",
+    "report": "A workspace on one page, with pictures.",
 }
 
 

@@ -86,7 +86,7 @@ def _combine(
     from cmgr.base import resolve
     from cmgr.errors import UsageError
     from cmgr.merge import combine
-    from cmgr.recipe import ID
+    from cmgr.tasks import ID
 
     if not names or name is None:
         raise UsageError("name the adapters and the result: cmgr merge japan brazil --name jp-br")
@@ -182,6 +182,7 @@ def _analyse(
     from cmgr.errors import MissingError, UsageError
     from cmgr.merge.analysis import errors, interference
     from cmgr.merge.deltas import Adapter, check_fit, weights_of
+    from cmgr.workspace import write_json
 
     made = [c.id for c in ws.recipe.cultures if ws.path("adapters", c.id).is_dir()]
     chosen = names or made
@@ -207,6 +208,7 @@ def _analyse(
                 seed,
                 lambda done, total: show("methods", done, total),
             )
+    write_json(ws.path("logs", "analyse.json"), {"adapters": chosen, "rows": rows})
     if json:
         for row in (*rows, *lost):
             emit_json(row)

@@ -1,187 +1,278 @@
-"""Did it help? Base, prompted base and routed, on held-out items, with intervals.
+"""Did it help? Methods side by side on the same items, with intervals and paired tests.
 
 Options are scored by the mean log-probability of their text as the answer; nothing is sampled.
-Trained items (`fit`), other wordings of trained facts (`wording`) and facts never trained (`fact`)
-are reported apart.
+Of the workspace's own items, trained ones (`fit`), other wordings of trained facts (`wording`) and
+facts never trained (`fact`) are reported apart.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from cmgr.base import Base, resolve
 from cmgr.errors import MissingError
-from cmgr.records import Example, Message, Record, make_id
+from cmgr.evaluate import free, tables
+from cmgr.evaluate.items import Item, of_examples, pick, problems
+from cmgr.evaluate.methods import ALWAYS, METHODS, Ask, Methods
+from cmgr.evaluate.scores import Question, Scores
+from cmgr.evaluate.tables import Result
+from cmgr.records import Decision, Message, json_lines, make_id, now
 from cmgr.router import Router
 from cmgr.runtime import Runtime
-from cmgr.stats import wilson
 from cmgr.synthesize import current_examples
-from cmgr.workspace import Progress, Workspace, read_json
+from cmgr.tasks import Task
+from cmgr.workspace import Progress, Workspace, write_atomic, write_json
 
-METHODS = ("base", "prompt", "routed")
-VERSION = 1
+__all__ = [
+    "METHODS",
+    "OWN",
+    "Evaluation",
+    "build",
+    "default_methods",
+    "failing",
+    "own_items",
+    "run",
+]
+
+VERSION = 2
+OWN = "workspace"  # the name of the evaluation of a workspace's own items
 
 
-class Result(Record):
-    """One item under every method: the chosen option of each, and the router's culture."""
+@dataclass
+class Evaluation:
+    """What was found: rows of figures (tables.py), and what could not be evaluated."""
 
-    id: str
-    culture: str
-    task: str
-    split: str
-    answer: str
-    routed_to: str | None
-    choices: dict[str, str]
+    name: str
+    methods: list[str]
+    rows: list[dict[str, Any]]
+    results: list[Result]
+    lacking: dict[str, str] = field(default_factory=dict)  # method: why it could not be
+    notes: list[str] = field(default_factory=list)  # other things that a reader must know
 
 
-def pick_items(ws: Workspace, examples: list[Example]) -> list[Example]:
-    """The items that are scored: per culture and split up to the recipe's number.
+def default_methods(ws: Workspace) -> list[str]:
+    """Those that need no more than `cmgr run` makes, and others whose adapters are there."""
+    there = {name.rpartition(".")[2] for name in [*ws.variants(), *ws.merges()]}
+    return [method for method in METHODS if method in ALWAYS or method in there]
 
-    Chosen by a hash, spread evenly over the tasks, so that every run takes the same ones.
+
+def run(
+    ws: Workspace,
+    name: str,
+    items: Sequence[Item],
+    methods: Sequence[str],
+    *,
+    seed: int = 1,
+    interference: bool = False,
+    judge: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Put every item by every method; keep the figures in eval/NAME.json, the items beside it.
+
+    Scores are kept by model, adapters and prompt, as they come: what was scored before, for any
+    method, is not computed again. A method whose adapter is missing is left out (`lacking`), and
+    an item that does not fit the context is left out for all. Raises MissingError where there are
+    no items, or no method can be evaluated.
     """
-    wanted = ws.recipe.evaluate
-    limits = {"fit": wanted.trained, "wording": wanted.wordings, "fact": wanted.facts}
-    chosen: list[Example] = []
-    for culture in ws.recipe.cultures:
-        for split, limit in limits.items():
-            by_task = [
-                sorted(
-                    (
-                        e
-                        for e in examples
-                        if (e.culture, e.split, e.task) == (culture.id, split, task.id)
-                        and e.inputs.get("options")
-                    ),
-                    key=lambda e: make_id("eval", e.id),
-                )
-                for task in ws.recipe.tasks
-            ]
-            turn = 0
-            picked: list[Example] = []
-            while len(picked) < limit and any(turn < len(items) for items in by_task):
-                picked += [items[turn] for items in by_task if turn < len(items)]
-                turn += 1
-            chosen += picked[:limit]
-    return chosen
+    if not items:
+        raise MissingError("no items to evaluate. Make some: cmgr synthesize; or give --data")
+    base = resolve(ws.recipe.base.model, ws.folder)
+    examples = current_examples(ws)
+    able = Methods(ws, base, methods, items, examples)
+    if interference:
+        able.need_all("interference")
+    decisions: dict[str, Decision] = {}
+    try:
+        decide = Router.load(ws.path("router")).decide
+        decisions = {text: decide(text) for text in {i.messages[-1].content for i in items}}
+    except MissingError as error:
+        able.drop_routed(str(error))
+    if not able.wanted:
+        raise MissingError("; ".join(f"{m}: {why}" for m, why in able.lacking.items()))
+
+    tokens = {task.id: _tokens(task) for task in ws.recipe.tasks}
+    asked: list[tuple[Item, Decision | None, dict[str, Question], dict[str, Question]]] = []
+    for item in items:
+        decision = decisions.get(item.messages[-1].content)
+        asks = able.asks(item, decision.culture if decision else None)
+        room = 0 if item.options else tokens.get(item.task, _TOKENS)
+        by_method = {m: Question(ask, tuple(item.options), room) for m, ask in asks.items()}
+        under = {}
+        if interference and item.options and "interference" not in able.lacking:
+            turns = able.plain(item)
+            under = {
+                c: Question(Ask(turns, ((c, 1.0),)), tuple(item.options)) for c in able.cultures
+            }
+        asked.append((item, decision, by_method, under))
+    scores = Scores(ws, base, able.adapters)
+    scores.compute(
+        [q for _, _, one, two in asked for q in (*one.values(), *two.values())],
+        (lambda done, total: progress("eval", done, total)) if progress else None,
+        force,
+    )
+
+    results, errors = [], 0
+    for item, decision, by_method, under in asked:
+        every = [scores[q] for q in (*by_method.values(), *under.values())]
+        if any(score.error for score in every):
+            errors += 1
+            continue
+        said = {m: _said(item, scores, q) for m, q in by_method.items()}
+        results.append(
+            Result(
+                **item.model_dump(include=_CARRIED),
+                routed_to=decision.culture if decision else None,
+                probability=round(decision.probability, 6) if decision else None,
+                said=said,
+                right={m: _is_right(item, text) for m, text in said.items()},
+                under={c: _is_right(item, _said(item, scores, q)) for c, q in under.items()},
+            )
+        )
+    found = Evaluation(name, able.wanted, [], results, able.lacking, problems(items))
+    if errors:
+        found.notes.append(f"{errors} items left out: too long for the context of the base")
+    if not results:
+        raise MissingError(f"nothing could be evaluated: {'; '.join(found.notes)}")
+    if judge:
+        found.rows += free.judged(ws, items, results, progress)
+    found.rows += [
+        *tables.scores(results, able.wanted, seed),
+        *tables.paired(results, able.wanted, seed),
+        *(tables.router(results, able.wanted, seed) if decisions else ()),
+        *tables.interference(results),
+    ]
+    _keep(ws, found, base, seed)
+    return found
 
 
-def _key(ws: Workspace, base: Base) -> str:
-    """What an item's scores depend on beside the item: adapters, router and base."""
-    made = {}
-    for culture in ws.recipe.cultures:
-        manifest = read_json(ws.path("adapters", culture.id, "manifest.json"))
-        if manifest is None:
-            raise MissingError(f"no adapter for {culture.id}. Make it: cmgr train")
-        made[culture.id] = manifest["inputs"]
-    routed_by = (read_json(ws.manifest_path("route")) or {}).get("inputs")
-    return make_id(VERSION, made, routed_by, base.fingerprint)
+_CARRIED = {"id", "culture", "task", "split", "group", "contested", "answer", "labels"}
+_TOKENS = 120  # of a free answer of a task that says nothing
+
+
+def _tokens(task: Task) -> int:
+    return 2 * task.max_words  # a word is one or two tokens
+
+
+def _said(item: Item, scores: Scores, question: Question) -> str:
+    score = scores[question]
+    if not item.options:
+        return score.text
+    return item.options[max(range(len(item.options)), key=score.options.__getitem__)]
+
+
+def _is_right(item: Item, text: str) -> bool:
+    return text == item.answer if item.options else free.matches(text, item.accepted)
+
+
+def _keep(ws: Workspace, found: Evaluation, base: Base, seed: int) -> None:
+    write_atomic(ws.path("eval", f"{found.name}.items.jsonl"), json_lines(found.results).encode())
+    write_json(
+        ws.path("eval", f"{found.name}.json"),
+        {
+            **{"name": found.name, "finished_at": now(), "base": base.reference, "seed": seed},
+            **{"methods": found.methods, "lacking": found.lacking, "notes": found.notes},
+            "rows": found.rows,
+        },
+    )
+
+
+# -- the stage ----------------------------------------------------------------------------------
+
+
+def own_items(ws: Workspace) -> list[Item]:
+    """The workspace's own held-out items (and some trained ones), as the recipe says."""
+    return of_examples(ws.recipe, pick(ws, current_examples(ws)))
+
+
+def _inputs(ws: Workspace, items: Sequence[Item], methods: Methods) -> str:
+    route = ws.manifest_path("route")
+    return make_id(
+        VERSION,
+        methods.wanted,
+        methods.adapters,
+        route.read_text(encoding="utf-8") if route.is_file() else "",
+        [item.model_dump() for item in items],
+        ws.recipe.try_prompts,
+    )
+
+
+def _planned(ws: Workspace) -> tuple[list[Item], list[str], str]:
+    """The stage's items and methods, and its inputs' hash. Raises MissingError without adapters."""
+    items = own_items(ws)
+    base = resolve(ws.recipe.base.model, ws.folder)
+    methods = Methods(ws, base, default_methods(ws), items, current_examples(ws))
+    if "routed" in methods.lacking:
+        raise MissingError(methods.lacking["routed"])
+    return items, methods.wanted, _inputs(ws, items, methods)
 
 
 def wanted_inputs(ws: Workspace) -> str:
     """The hash that the stage's manifest has when it is up to date. Raises MissingError."""
-    items = pick_items(ws, current_examples(ws))
-    key = _key(ws, resolve(ws.recipe.base.model, ws.folder))
-    return make_id(key, [item.id for item in items], ws.recipe.try_prompts)
+    return _planned(ws)[2]
 
 
-def build(
-    ws: Workspace,
-    force: bool = False,
-    progress: Progress | None = None,
-) -> bool:
-    """Score what is not scored yet, and sum up in `logs/eval.json`.
+def build(ws: Workspace, force: bool = False, progress: Progress | None = None) -> bool:
+    """Evaluate the workspace's own items, and the recipe's prompts; returns whether it was done.
 
-    Items are kept in eval/results.jsonl as they are done, by the hash of item, adapters and
-    router. Returns whether anything was made; raises MissingError without adapters or router.
+    Raises MissingError without items, adapters or router.
     """
-    items = pick_items(ws, current_examples(ws))
+    items, methods, inputs = _planned(ws)
     if not items:
         raise MissingError("no held-out items. Make them: cmgr synthesize")
-    router = Router.load(ws.path("router"))
-    base = resolve(ws.recipe.base.model, ws.folder)
-    key, inputs = _key(ws, base), wanted_inputs(ws)
     if not force and ws.is_current("eval", inputs):
         return False
-    ws.path("eval").mkdir(exist_ok=True)
-    done = {} if force else {r.id: r for r in ws.read("eval/results", Result)}
-    runtime = Runtime(base, ws.recipe.base.context)
-    results = []
-    try:
-        for culture in ws.recipe.cultures:
-            runtime.load_adapter(culture.id, ws.path("adapters", culture.id))
-        for number, item in enumerate(items, 1):
-            result_id = make_id(key, item.id)
-            result = done.get(result_id)
-            if result is None:
-                result = _score(ws, runtime, router, item, result_id)
-                ws.append("eval/results", [result])
-            results.append(result)
-            if progress:
-                progress("eval", number, len(items))
-        tried = [_try(ws, runtime, router, prompt) for prompt in ws.recipe.try_prompts]
-    finally:
-        runtime.close()
-    ws.finish("eval", inputs, table=summary(ws, results), items=len(results), tried=tried)
+    router = Router.load(ws.path("router"))
+    found = run(ws, OWN, items, methods, force=force, progress=progress)
+    tried = _tried(ws, router)
+    ws.finish(
+        "eval", inputs, table=found.rows, methods=found.methods, items=len(items), tried=tried
+    )
     return True
 
 
-def _try(ws: Workspace, runtime: Runtime, router: Router, prompt: str) -> dict[str, Any]:
-    """One prompt answered by the base and by whom the router names."""
-    culture = router.decide(prompt).culture
-    messages = [Message(role="user", content=prompt)]
-    answers = {
-        name: "".join(runtime.generate(messages, scales, max_tokens=80)).strip()
-        for name, scales in (("base", {}), ("routed", {culture: 1.0} if culture else {}))
-    }
-    return {"prompt": prompt, "culture": culture, **answers}
+def _tried(ws: Workspace, router: Router) -> list[dict[str, Any]]:
+    """The recipe's prompts, each answered by the base and by whom the router names."""
+    runtime = Runtime(resolve(ws.recipe.base.model, ws.folder), ws.recipe.base.context)
+    found = []
+    try:
+        for prompt in ws.recipe.try_prompts:
+            culture = router.decide(prompt).culture
+            if culture:
+                runtime.load_adapter(culture, ws.path("adapters", culture))
+            messages = [Message(role="user", content=prompt)]
+            answers = {
+                name: "".join(runtime.generate(messages, scales, max_tokens=80)).strip()
+                for name, scales in (("base", {}), ("routed", {culture: 1.0} if culture else {}))
+            }
+            found.append({"prompt": prompt, "culture": culture, **answers})
+    finally:
+        runtime.close()
+    return found
 
 
-def _score(
-    ws: Workspace, runtime: Runtime, router: Router, item: Example, result_id: str
-) -> Result:
-    options = list(item.inputs["options"])
-    name = ws.recipe.culture(item.culture).name
-    decision = router.decide(item.messages[-1].content)
-    system = Message(
-        role="system",
-        content=f"You live in {name} and know its culture well. Answer as people in {name} would.",
-    )
-    plan: dict[str, tuple[list[Message], dict[str, float]]] = {
-        "base": (item.messages, {}),
-        "routed": (item.messages, {decision.culture: 1.0} if decision.culture else {}),
-        "prompt": ([system, *item.messages], {}),
-    }
-    choices: dict[str, str] = {}
-    for method, (messages, scales) in plan.items():
-        if method == "routed" and not scales:
-            choices[method] = choices["base"]  # it abstained: the same computation
-            continue
-        scores = runtime.score(messages, options, scales)
-        choices[method] = options[max(range(len(options)), key=lambda i: scores[i])]
-    return Result(
-        id=result_id,
-        culture=item.culture,
-        task=str(item.task),
-        split=item.split,
-        answer=item.answer,
-        routed_to=decision.culture,
-        choices=choices,
-    )
+def failing(rows: Sequence[dict[str, Any]], bounds: Sequence[tuple[str, str, float]]) -> list[str]:
+    """Which bounds (method, metric, least value) do not hold, in words: of all cultures together.
 
-
-def summary(ws: Workspace, results: list[Result]) -> list[dict[str, Any]]:
-    """One row per culture and split, and over all: n, router accuracy, accuracy and interval."""
-    rows = []
-    for culture in [*[c.id for c in ws.recipe.cultures], "all"]:
-        for split in ("fit", "wording", "fact"):
-            part = [r for r in results if r.split == split and culture in (r.culture, "all")]
-            if not part:
-                continue
-            row: dict[str, Any] = {"culture": culture, "split": split, "n": len(part)}
-            row["router"] = round(sum(r.routed_to == r.culture for r in part) / len(part), 4)
-            for method in METHODS:
-                right = sum(r.choices[method] == r.answer for r in part)
-                row[method] = round(right / len(part), 4)
-                row[f"{method}_interval"] = [round(v, 4) for v in wilson(right, len(part))]
-            rows.append(row)
-    return rows
+    Raises MissingError where a bound's figure is not there.
+    """
+    found = []
+    for method, metric, least in bounds:
+        mine = [
+            row
+            for row in rows
+            if row["kind"] == "score"
+            and row["method"] == method
+            and row["culture"] == tables.ALL
+            and row["split"] != tables.CONTESTED
+            and metric in row
+        ]
+        if not mine:
+            raise MissingError(f"--fail-under: there is no {metric} of {method}")
+        for row in mine:
+            if row[metric] < least:
+                where = f"{row['task']}, {row['split']}"
+                found.append(f"{method}.{metric} is {row[metric]:.4f} ({where}), under {least:g}")
+    return found

@@ -12,7 +12,7 @@ from cmgr.recipe import Culture
 from cmgr.records import Decision
 from cmgr.router import Router
 from cmgr.sources.passages import mentions
-from cmgr.stats import wilson
+from cmgr.stats import macro_f1, wilson
 
 NONE = "(none)"  # an abstention among culture ids, which never hold a bracket
 BINS = 10
@@ -87,7 +87,7 @@ def _measure(
     shares |= {"named_abstained": missed} if missed else {}
     shares |= {"all_found": several} if several else {}
     measures: dict[str, Callable[[Any], float]] = {
-        "macro_f1": lambda i: _macro_f1(_counts(pairs[i], len(labels))),
+        "macro_f1": lambda i: float(macro_f1(_counts(pairs[i], len(labels)))),
         "ece": lambda i: ece(sure[i], right[i]),
     }
     return {
@@ -115,12 +115,6 @@ def _counts(pairs: NDArray[np.int64], size: int) -> NDArray[np.int64]:
     counts = np.zeros((size, size), dtype=np.int64)
     np.add.at(counts, (pairs[:, 0], pairs[:, 1]), 1)
     return counts
-
-
-def _macro_f1(counts: NDArray[np.int64]) -> float:
-    """Over the labels that occur, as truth or as what was said."""
-    both = counts.sum(axis=0) + counts.sum(axis=1)
-    return float(np.mean(2 * np.diag(counts)[both > 0] / both[both > 0]))
 
 
 def ece(sure: NDArray[np.float64], right: NDArray[np.bool_]) -> float:

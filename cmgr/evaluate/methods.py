@@ -1,0 +1,182 @@
+"""How an item is put, by method: which messages, under which adapters."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import chain
+from typing import NamedTuple
+
+from cmgr.base import Base
+from cmgr.errors import MissingError
+from cmgr.evaluate.items import Item
+from cmgr.recipe import SHARED
+from cmgr.records import Example, Message, make_id
+from cmgr.train.variants import VARIANTS, name_of
+from cmgr.workspace import Workspace, read_json
+
+MERGED = "merged"  # the name of the merge that is evaluated
+SHOTS = 3  # examples in the prompt of few-shot
+METHODS = {
+    "base": "the bare base",
+    "prompt": "the base, the culture named in a system prompt",
+    "few-shot": f"the same, and {SHOTS} of the culture's training examples in the prompt",
+    "shared": "one adapter trained for all cultures",
+    "merged": "the cultures' adapters merged into one",
+    "routed": "the adapter of the culture that the router names, or the base",
+    "oracle": "the adapter of the culture that is right",
+    "broad": "routed, without the task stage",
+    "no-broad": "routed, without the broad stage",
+    "no-contrast": "routed, without contrast pairs",
+}
+ROUTED = ("routed", "broad", "no-broad", "no-contrast")
+ALWAYS = ("base", "prompt", "routed", "oracle")
+
+
+Turn = tuple[str, str]  # role, content
+
+
+class Ask(NamedTuple):
+    """A prompt under adapters at scales."""
+
+    turns: tuple[Turn, ...]
+    scales: tuple[tuple[str, float], ...]
+
+
+class Methods:
+    """The methods that can be evaluated here, and why others cannot (`lacking`).
+
+    `adapters` are those that they need, by name: the SHA-256 of each GGUF.
+    """
+
+    def __init__(
+        self,
+        ws: Workspace,
+        base: Base,
+        wanted: Sequence[str],
+        items: Sequence[Item],
+        examples: Sequence[Example],
+    ) -> None:
+        self._ws, self._base = ws, base
+        self.lacking: dict[str, str] = {}
+        self.adapters: dict[str, str] = {}
+        self.shots = self._shots(examples)
+        self.wanted: list[str] = []
+        of_items = sorted({item.culture for item in items})
+        every = [culture.id for culture in ws.recipe.cultures]
+        for method in wanted:
+            needed = of_items if method == "oracle" else every
+            try:
+                for name in self._names(method, needed):
+                    self._need(name, method)
+                if method == "few-shot":
+                    for item in items:
+                        if not self.shots.get((item.culture, item.task)):
+                            raise MissingError(
+                                f"no training examples of {item.culture} for {item.task}"
+                            )
+            except MissingError as error:
+                self.lacking[method] = str(error)
+            else:
+                self.wanted.append(method)
+
+    def _names(self, method: str, cultures: Sequence[str]) -> list[str]:
+        """The adapters of a method."""
+        if method in ("base", "prompt", "few-shot"):
+            return []
+        if method in (SHARED, MERGED):
+            return [method]
+        variant = method if method in VARIANTS else None
+        return [name_of(culture, variant) for culture in cultures]
+
+    def _need(self, name: str, method: str) -> None:
+        if name in self.adapters:
+            return
+        path = self._ws.path("adapters", name, "adapter.gguf")
+        made_for = (read_json(path.with_name("manifest.json")) or {}).get("base_fingerprint")
+        if not path.is_file() or made_for != self._base.fingerprint:
+            how = f"cmgr train --variant {method}" if method in VARIANTS else "cmgr train"
+            if method == MERGED:
+                names = " ".join(culture.id for culture in self._ws.recipe.cultures)
+                how = f"cmgr merge {names} --method linear --name {MERGED}"
+            raise MissingError(f"no adapter {name} for this base. Make it: {how}")
+        with path.open("rb") as file:
+            self.adapters[name] = hashlib.file_digest(file, "sha256").hexdigest()
+
+    @property
+    def cultures(self) -> list[str]:
+        """The cultures whose own adapter is there."""
+        return [culture.id for culture in self._ws.recipe.cultures if culture.id in self.adapters]
+
+    def need_all(self, what: str) -> None:
+        """Take in every culture's own adapter, or say in `lacking` why `what` cannot be."""
+        try:
+            for culture in self._ws.recipe.cultures:
+                self._need(culture.id, what)
+        except MissingError as error:
+            self.lacking[what] = str(error)
+
+    def drop_routed(self, why: str) -> None:
+        """Without a router: leave out the methods that need one."""
+        for method in [m for m in self.wanted if m in ROUTED]:
+            self.lacking[method] = why
+            self.wanted.remove(method)
+
+    def plain(self, item: Item) -> tuple[Turn, ...]:
+        """An item's prompt as it is."""
+        return _turns(item.messages)
+
+    def asks(self, item: Item, routed_to: str | None) -> dict[str, Ask]:
+        """How each method puts an item; `routed_to` is the culture that the router names."""
+        return {method: self._ask(method, item, routed_to) for method in self.wanted}
+
+    def _ask(self, method: str, item: Item, routed_to: str | None) -> Ask:
+        plain = self.plain(item)
+        if method == "base":
+            return Ask(plain, ())
+        if method in ("prompt", "few-shot"):
+            shots = self.shots[item.culture, item.task] if method == "few-shot" else []
+            others = [turns for shot, turns in shots if shot != item.id][:SHOTS]
+            return Ask((self._system(item.culture), *chain(*others), *plain), ())
+        if method in (SHARED, MERGED):
+            return Ask(plain, ((method, 1.0),))
+        named = item.culture if method == "oracle" else routed_to
+        variant = method if method in VARIANTS else None
+        return Ask(plain, ((name_of(named, variant), 1.0),) if named else ())
+
+    def _system(self, culture: str) -> Turn:
+        name = self._ws.recipe.culture(culture).name
+        return (
+            "system",
+            f"You live in {name} and know its culture well. Answer as people in {name} would.",
+        )
+
+    def _shots(
+        self, examples: Sequence[Example]
+    ) -> dict[tuple[str, str], list[tuple[str, tuple[Turn, ...]]]]:
+        """Per culture and task: (id, its two turns) of examples, each label in turn.
+
+        One more than is shown: an item is never among its own.
+        """
+        by_answer: dict[tuple[str, str], dict[str, list[Example]]] = defaultdict(dict)
+        for example in sorted(examples, key=lambda e: make_id("shot", e.id)):
+            if example.stage == "task" and example.split == "fit":
+                kinds = by_answer[example.culture, str(example.task)]
+                label = example.answer if self._labelled(example.task) else ""
+                kinds.setdefault(label, []).append(example)
+        found = {}
+        for key, kinds in by_answer.items():
+            longest = max(map(len, kinds.values()))
+            turns = [mine[n] for n in range(longest) for mine in kinds.values() if n < len(mine)]
+            found[key] = [
+                (e.id, (*_turns(e.messages), ("assistant", e.answer))) for e in turns[: SHOTS + 1]
+            ]
+        return found
+
+    def _labelled(self, task_id: str | None) -> bool:
+        return any(task.id == task_id and task.labels for task in self._ws.recipe.tasks)
+
+
+def _turns(messages: Sequence[Message]) -> tuple[Turn, ...]:
+    return tuple((message.role, message.content) for message in messages)
