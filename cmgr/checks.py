@@ -12,6 +12,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
+from cmgr.generators.writing import BARE
 from cmgr.overlap import Excluded, NearDuplicates, words
 from cmgr.recipe import Recipe
 from cmgr.records import Evidence, Example
@@ -178,8 +179,8 @@ class Checks:
         return f"the answer has more than {most} words" if count > most else None
 
     def _grounding(self, example: Example) -> str | None:
-        if not example.quote.strip() and example.generator.startswith("import:"):
-            return None  # a person's own: where it comes from is for them to know
+        if not example.quote.strip() and example.generator.startswith(("import:", f"{BARE}:")):
+            return None  # a person's own, or meant to rest on nothing
         if not example.quote.strip() or not example.evidence_ids:
             return "no evidence is quoted"
         cited = [self._evidence.get(i) for i in example.evidence_ids]

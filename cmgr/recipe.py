@@ -178,10 +178,12 @@ class Train(Part):
 
     `validation` is the share of evidence held back to choose the best epoch by, `patience` how
     many epochs without a better one end a stage (0: none does). `review: accepted` trains on what
-    a person has accepted or edited, and on nothing else.
+    a person has accepted or edited, and on nothing else. `start: shared` trains one adapter on all
+    cultures first, from which each culture's goes on.
     """
 
     stages: list[Literal["broad", "task"]] = Field(default=["broad", "task"], min_length=1)
+    start: Literal["scratch", "shared"] = "scratch"
     broad_epochs: int = Field(default=1, ge=0)
     task_epochs: int = Field(default=4, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0)

@@ -26,9 +26,7 @@ def of(ws: Workspace) -> dict[str, Any]:
         return _state(
             ws,
             f"train/{culture_id}",
-            lambda: variants.wanted_inputs(
-                ws.recipe, base, variants.fit_examples(ws.recipe, examples, culture_id)
-            ),
+            lambda: variants.inputs_of(ws.recipe, base, examples, culture_id),
         )
 
     everything = synthesize.all_examples(ws)

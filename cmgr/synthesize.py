@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from cmgr import search
 from cmgr.checks import Checks, supports
-from cmgr.errors import MissingError
+from cmgr.errors import MissingError, UsageError
 from cmgr.generators import extractive, imported, llama, openai_batch, openai_compatible, writing
 from cmgr.generators.calls import Budget, Calls, price_of, tokens_of
 from cmgr.llm import repair
@@ -39,6 +39,12 @@ def all_examples(ws: Workspace, cultures: Sequence[str] | None = None) -> list[E
     wanted = {
         i for c in mine for key in ("ids", "imported") for i in parts.get(c.id, {}).get(key, [])
     }
+    return [e for e in ws.read("examples", Example) if e.id in wanted] if wanted else []
+
+
+def bare_examples(ws: Workspace) -> list[Example]:
+    """The examples that a model wrote without evidence, for the ablation."""
+    wanted = {i for part in ws.parts(writing.BARE).values() for i in part["ids"]}
     return [e for e in ws.read("examples", Example) if e.id in wanted] if wanted else []
 
 
@@ -95,7 +101,8 @@ def build(
         made = _checked(ws, evidence, list(extractive.generate(recipe, evidence)))
     else:
         budget = Budget(price_of(recipe.generator), max_cost, max_calls)
-        made = _written(ws, evidence, [c.id for c in todo], budget, progress)
+        requests = _requests(ws, {c.id for c in todo})
+        made = _written(ws, evidence, requests, budget, progress)
     quarantined = {getattr(r, "id", "") for r in ws.read("quarantine", Record)}
     for done, culture in enumerate(todo, 1):
         mine = made.get(culture.id, Outcome())
@@ -117,6 +124,35 @@ def build(
     if not todo:
         _finish(ws, parts)
     return bool(todo)
+
+
+def build_bare(
+    ws: Workspace,
+    progress: Progress | None = None,
+    max_cost: float | None = None,
+    max_calls: int | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Let the model write from memory what it wrote from evidence; trained on by `no-evidence`.
+
+    Returns per culture what came and passed; calls are kept and paid for once. Raises UsageError
+    where the recipe has no model, MissingError where there is no evidence to take the topics from.
+    """
+    if ws.recipe.generator.kind == "extractive":
+        raise UsageError("--no-evidence needs a model: set generator.kind in recipe.yaml")
+    evidence = search.current_evidence(ws)
+    if not evidence:
+        raise MissingError("no evidence to take the topics from. Find some: cmgr search")
+    budget = Budget(price_of(ws.recipe.generator), max_cost, max_calls)
+    requests = list(writing.bare_requests(ws.recipe, evidence))
+    made = _written(ws, evidence, requests, budget, progress, look_again=False)
+    have = {e.id for e in ws.read("examples", Example)}
+    parts = {}
+    for culture, mine in made.items():
+        ws.append("examples", [e for e in mine.kept if e.id not in have])
+        ids = [e.id for e in mine.kept]
+        parts[culture] = {"ids": ids, "yield": _yields(mine), "unanswered": mine.unanswered}
+    ws.finish(writing.BARE, make_id(writing.BARE, parts), cultures=parts)
+    return parts
 
 
 def _yields(mine: Outcome) -> dict[str, dict[str, Any]]:
@@ -236,11 +272,11 @@ def calls_of(ws: Workspace) -> Calls:
 def _written(
     ws: Workspace,
     evidence: list[Evidence],
-    cultures: list[str],
+    requests: Sequence[writing.Request],
     budget: Budget,
     progress: Progress | None,
+    look_again: bool = True,
 ) -> dict[str, Outcome]:
-    requests = _requests(ws, set(cultures))
     calls = calls_of(ws)
     ask(ws, [r for r in requests if calls.get(r) is None], calls, budget, progress)
     examples: list[Example] = []
@@ -278,9 +314,9 @@ def _written(
         )
     for culture, count in unanswered.items():
         made[culture].unanswered = count
-    if ws.recipe.generator.judge:
+    if look_again and ws.recipe.generator.judge:
         _look_again(ws, evidence, made, "judge", calls, budget, progress)
-    if ws.recipe.generator.again:
+    if look_again and ws.recipe.generator.again:
         _look_again(ws, evidence, made, "again", calls, budget, progress)
     if budget.stopped:
         ws.say(f"stopped before {budget.stopped} would be exceeded; what was written is kept")

@@ -6,9 +6,18 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import write_recipe
 
 from cmgr import recipe
 from cmgr.errors import UsageError
+from cmgr.tasks import card_ids
+
+WRITTEN = {
+    "name": "Mine",
+    "queries": ["{topic} in {culture}"],
+    "prompt": "{question}",
+    "fields": {"question": "a question"},
+}
 
 
 def changed(folder: Path, old: str, new: str) -> Path:
@@ -23,6 +32,23 @@ def test_a_sound_recipe_loads(recipe_folder: Path) -> None:
     loaded = recipe.load(recipe_folder / "recipe.yaml")
     assert [c.id for c in loaded.cultures] == ["japan", "brazil", "germany"]
     assert loaded.adapter.kind == "activated"
+
+
+def test_the_bundled_ten_cultures_names_every_card() -> None:
+    loaded = recipe.load(recipe.find("ten-cultures"))
+    assert len(loaded.cultures) == 10
+    assert sorted(task.id for task in loaded.tasks) == card_ids()
+    assert len(card_ids()) == 10
+    one = next(task for task in loaded.tasks if task.id == "hate-speech")
+    assert one.labels == ["yes", "no"] and "{text}" in one.prompt
+
+
+def test_a_task_may_be_a_card_or_written_out(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, tasks=["etiquette", {**WRITTEN, "id": "mine"}])
+    assert [task.id for task in recipe.load(path).tasks] == ["etiquette", "mine"]
+    path = write_recipe(tmp_path, tasks=["etikette"])
+    with pytest.raises(UsageError, match="no task card 'etikette': there are cultural-inference"):
+        recipe.load(path)
 
 
 def test_the_bundled_quickstart_loads() -> None:

@@ -354,6 +354,13 @@ def test_a_card_has_what_stands_for_a_country() -> None:
     assert "en" not in card.languages_of("US") and "de" in card.languages_of("AT")
 
 
+def test_a_country_is_the_whole_and_its_parts_are_regions() -> None:
+    britain = card.card_of("GB")
+    assert {"United Kingdom", "UK", "Great Britain"} <= set(britain.names)
+    assert "British" in britain.people
+    assert {"England", "Scotland", "Wales", "Cornwall"} <= set(britain.regions)
+
+
 def test_what_many_share_and_plain_words_are_no_cue() -> None:
     mine, others = cues_of(CULTURES, EVIDENCE)
     every = [*mine.values(), *others]

@@ -53,13 +53,17 @@ def command(
     part: Annotated[
         str | None, typer.Option(metavar="I/N", help="With --loader: only this part, by hash")
     ] = None,
+    no_evidence: Annotated[
+        bool,
+        typer.Option("--no-evidence", help="From memory alone, for train --variant no-evidence"),
+    ] = False,
     force: ForceOption = False,
     json: JsonOption = False,
 ) -> None:
     """Write examples from the evidence, and check each."""
     from cmgr import synthesize
     from cmgr.errors import PartialError
-    from cmgr.workspace import Workspace, read_json
+    from cmgr.workspace import Workspace
 
     ws = Workspace.find(workspace, say)
     if show_prompt:
@@ -72,15 +76,18 @@ def command(
         _import(ws, import_, task, map_, culture, loader, part, json)
         return
     with ws.lock("cmgr synthesize"), progress() as show:
-        made = synthesize.build(ws, force, show, culture, max_cost, max_calls)
-    if not made:
-        say("synthesize: up to date")
-    parts = (read_json(ws.manifest_path("synthesize")) or {}).get("cultures", {})
+        if no_evidence:
+            synthesize.build_bare(ws, show, max_cost, max_calls)
+        elif not synthesize.build(ws, force, show, culture, max_cost, max_calls):
+            say("synthesize: up to date")
+    parts = ws.parts("bare" if no_evidence else "synthesize")
     mine = {c.id: parts[c.id] for c in ws.recipe.pick(culture) if c.id in parts}
     if json:
         for culture_id, entry in mine.items():
             facts = {k: v for k, v in entry.items() if k not in {"inputs", "ids", "examples"}}
-            emit_json({"culture": culture_id, **entry["examples"], **facts})
+            emit_json({"culture": culture_id, **entry.get("examples", {}), **facts})
+    elif no_evidence:
+        _show_yield(mine)
     else:
         _show_tables(mine)
     unanswered = sum(entry["unanswered"] for entry in mine.values())
@@ -128,8 +135,6 @@ def _import(
 
 
 def _show_tables(parts: dict[str, dict[str, Any]]) -> None:
-    from cmgr.stats import counted
-
     kinds = ("broad/fit", "task/fit", "task/wording", "task/fact")
     rows = [
         (culture, *(part["examples"].get(kind, 0) for kind in kinds), part["quarantined"])
@@ -137,18 +142,18 @@ def _show_tables(parts: dict[str, dict[str, Any]]) -> None:
     ]
     table("Examples", ("culture", *kinds, "quarantined"), rows)
     if any(part["quarantined"] for part in parts.values()):
-        yields = [
-            (
-                culture,
-                task,
-                counts["came"],
-                counts["kept"],
-                counted(counts["left_out"]),
-            )
-            for culture, part in parts.items()
-            for task, counts in part["yield"].items()
-        ]
-        table("Yield", ("culture", "task", "came", "passed", "why the others did not"), yields)
+        _show_yield(parts)
+
+
+def _show_yield(parts: dict[str, dict[str, Any]]) -> None:
+    from cmgr.stats import counted
+
+    rows = [
+        (culture, task, counts["came"], counts["kept"], counted(counts["left_out"]))
+        for culture, part in parts.items()
+        for task, counts in part["yield"].items()
+    ]
+    table("Yield", ("culture", "task", "came", "passed", "why the others did not"), rows)
 
 
 def _show_prompts(ws: Workspace) -> None:

@@ -32,7 +32,7 @@ def command(
     ] = None,
     variant: Annotated[
         str | None,
-        typer.Option(help="To compare with: shared, broad, no-broad or no-contrast"),
+        typer.Option(help="To compare with: shared, broad, no-broad, no-contrast, no-evidence"),
     ] = None,
     shard: Annotated[
         str | None,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cmgr.base import Base, resolve
-from cmgr.errors import MissingError
+from cmgr.errors import CmgrError, MissingError
 from cmgr.evaluate import free, tables
 from cmgr.evaluate.items import Item, of_examples, pick, problems
 from cmgr.evaluate.methods import ALWAYS, METHODS, Ask, Methods
@@ -88,7 +88,7 @@ def run(
     try:
         decide = Router.load(ws.path("router")).decide
         decisions = {text: decide(text) for text in {i.messages[-1].content for i in items}}
-    except MissingError as error:
+    except CmgrError as error:  # none there, or one of another version
         able.drop_routed(str(error))
     if not able.wanted:
         raise MissingError("; ".join(f"{m}: {why}" for m, why in able.lacking.items()))

@@ -138,6 +138,10 @@ def of_file(
             continue
         if culture.id not in whose:
             continue
+        fields = {name: row.fields.get(name, "") for name in task.fields}
+        if empty := [name for name, value in fields.items() if not value]:
+            left_out[f"no {', '.join(empty)}"] += 1
+            continue
         if task.labels and row.answer not in task.labels:
             left_out[f"the label is none of the task's: {row.answer or 'empty'}"] += 1
             continue
@@ -145,7 +149,7 @@ def of_file(
         form = task if row.options or not task.options else task.model_copy(update={"options": 0})
         try:
             content, answer, inputs = in_format(
-                form, culture, row.fields, row.answer, None, order=row.options
+                form, culture, fields, row.answer, None, order=row.options
             )
         except MalformedError as error:
             left_out[str(error)] += 1
@@ -155,7 +159,7 @@ def of_file(
             culture=culture.id,
             task=task.id,
             split=TEST,
-            group=row.group or make_id(row.fields),
+            group=row.group or make_id(fields),
             messages=[Message(role="user", content=content)],
             answer=answer,
             options=list(inputs.get("options") or []),

@@ -29,8 +29,9 @@ METHODS = {
     "broad": "routed, without the task stage",
     "no-broad": "routed, without the broad stage",
     "no-contrast": "routed, without contrast pairs",
+    "no-evidence": "routed, trained on what the model wrote from memory",
 }
-ROUTED = ("routed", "broad", "no-broad", "no-contrast")
+ROUTED = ("routed", *(name for name in VARIANTS if name != SHARED))
 ALWAYS = ("base", "prompt", "routed", "oracle")
 
 

@@ -59,7 +59,7 @@ def read(
     task = task_of(found)
     passages = {e.id: e for e in evidence}
     if loader:
-        rows = _published(recipe, path, loader, columns, culture, part)
+        rows = _published(recipe, path, task, loader, columns, culture, part)
     else:
         rows = _mapped(recipe, path, task, columns, culture)
     for number, given in rows:
@@ -154,6 +154,7 @@ def _mapped(
 def _published(
     recipe: Recipe,
     path: Path,
+    task: Task,
     loader: str,
     columns: Mapping[str, str],
     culture: Culture | None,
@@ -176,7 +177,7 @@ def _published(
                 number,
                 _Given(
                     whose,
-                    row.fields,
+                    {name: row.fields.get(name) for name in task.fields},
                     row.answer,
                     order=row.options,
                     group=row.group,

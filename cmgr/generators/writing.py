@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -20,6 +20,7 @@ from cmgr.search.queries import language_name, languages_of
 from cmgr.tasks import LOADER, Task
 
 LETTERS = "ABCDEFGHIJ"
+BARE = "bare"  # what the generator's name begins with where an example rests on no evidence
 TOKENS_EACH = 300  # of an answer, for each example that is asked for
 _WHY: dict[str, Any] = {"type": "string", "maxLength": 200}
 
@@ -94,6 +95,25 @@ def requests(recipe: Recipe, evidence: Sequence[Evidence]) -> Iterator[Request]:
                     yield _request(recipe, "contrast", one, "en", task_of(task), first, two, second)
 
 
+def bare_requests(recipe: Recipe, evidence: Sequence[Evidence]) -> Iterator[Request]:
+    """As many calls as a culture's training items get, on the same topics, without a passage.
+
+    What a model writes from memory is what evidence is compared with (the paper's ablation).
+    """
+    for culture in recipe.cultures:
+        mine = _groups([e for e in evidence if e.culture == culture.id], recipe)
+        times: Counter[str] = Counter()
+        for passages in mine:
+            if is_unseen(passages[0], recipe.generator.unseen_facts):
+                continue
+            topic = passages[0].topic
+            times[topic] += 1
+            about = f"{topic} (set {times[topic]})" if times[topic] > 1 else topic
+            yield _request(recipe, "broad", culture, "en", None, (), topic=about)
+            for task in recipe.tasks:
+                yield _request(recipe, "task", culture, "en", task_of(task), (), topic=about)
+
+
 def _groups(mine: Sequence[Evidence], recipe: Recipe) -> list[tuple[Evidence, ...]]:
     """Passages of one topic together, some at a time; those held out apart from the others."""
     by_topic: dict[tuple[str, bool], list[Evidence]] = defaultdict(list)
@@ -121,6 +141,7 @@ def _request(
     passages: Sequence[Evidence],
     other: Culture | None = None,
     others: Sequence[Evidence] = (),
+    topic: str = "",
 ) -> Request:
     generator = recipe.generator
     count = generator.per_call
@@ -130,6 +151,7 @@ def _request(
         "other": other.name if other else "",
         "language": language_name(language),
         "count": str(count),
+        "topic": topic,
         "passages": "\n\n".join(
             f"Passage {n} ({culture.name if n <= len(passages) else other and other.name}):\n"
             f"{item.heading + chr(10) if item.heading else ''}{item.text}"
@@ -138,9 +160,10 @@ def _request(
     }
     if task:
         values |= _task_values(task)
+    bare = "" if shown else "bare-"
     messages = (
-        Message(role="system", content=prompt(generator, "system", values)),
-        Message(role="user", content=prompt(generator, kind, values)),
+        Message(role="system", content=prompt(generator, f"{bare}system", values)),
+        Message(role="user", content=prompt(generator, f"{bare}{kind}", values)),
     )
     schema = _schema(task, kind, len(shown), count)
     return Request(
@@ -262,7 +285,7 @@ def _schema(task: Task | None, kind: str, passages: int, count: int) -> dict[str
     if task and task.options:
         size = task.options - 1
         parts["options"] = {"type": "array", "items": text, "minItems": size, "maxItems": size}
-    parts |= {"passage": number, "quote": text}
+    parts |= {"passage": number, "quote": text} if passages else {}
     if kind == "contrast":
         parts |= {"other_answer": answer, "other_passage": number, "other_quote": text}
     item = {
@@ -311,29 +334,30 @@ def _text(item: dict[str, Any], name: str) -> str:
 def _example(
     recipe: Recipe, request: Request, item: dict[str, Any], culture_id: str, other: str
 ) -> Example:
-    number = item.get(f"{other}passage")
-    if not isinstance(number, int) or not 1 <= number <= len(request.passages):
-        raise MalformedError("no such passage")
-    passage = request.passages[number - 1]
-    answer, quote = _text(item, f"{other}answer"), _text(item, f"{other}quote")
+    passage = _cited(request, item, other) if request.passages else None
+    answer = _text(item, f"{other}answer")
     culture = recipe.culture(culture_id)
-    split: Split = "fact" if is_unseen(passage, recipe.generator.unseen_facts) else "fit"
+    unseen = passage is not None and is_unseen(passage, recipe.generator.unseen_facts)
+    split: Split = "fact" if unseen else "fit"
     if request.kind == "broad":
         content = _text(item, "question")
-        inputs: dict[str, Any] = {"question": content, "topic": passage.topic}
+        inputs: dict[str, Any] = {"question": content}
     else:
         task = task_of(next(t for t in recipe.tasks if t.id == request.task))
         inputs = {name: _text(item, name) for name in task.fields}
         wrong = _options(task, item, answer, request, other)
         named = request.kind != "contrast"
         content, answer, inputs = in_format(task, culture, inputs, answer, wrong, named)
-        inputs["topic"] = passage.topic
         if request.kind == "contrast":
             inputs["contrast"] = make_id(request.key, [inputs[name] for name in task.fields])
-    inputs |= {"fact": passage.id, "language": request.language}
+    fact = passage.id if passage else make_id(content)
+    inputs |= {"topic": passage.topic if passage else "", "fact": fact}
+    inputs |= {"language": request.language}
     name = f"{recipe.generator.kind}:{recipe.generator.model}"
+    if passage is None:
+        name = f"{BARE}:{name}"
     return Example(
-        id=make_id(name, culture_id, request.task, split, content, answer, passage.id),
+        id=make_id(name, culture_id, request.task, split, content, answer, fact),
         culture=culture_id,
         task=request.task or None,
         stage="broad" if request.kind == "broad" else "task",
@@ -341,11 +365,19 @@ def _example(
         inputs=inputs,
         answer=answer,
         messages=[Message(role="user", content=content)],
-        evidence_ids=[passage.id],
-        quote=quote,
+        evidence_ids=[passage.id] if passage else [],
+        quote=_text(item, f"{other}quote") if passage else "",
         generator=name,
         created_at=now(),
     )
+
+
+def _cited(request: Request, item: dict[str, Any], other: str) -> Evidence:
+    """The passage that an item names."""
+    number = item.get(f"{other}passage")
+    if not isinstance(number, int) or not 1 <= number <= len(request.passages):
+        raise MalformedError("no such passage")
+    return request.passages[number - 1]
 
 
 def _options(

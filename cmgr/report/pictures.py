@@ -49,7 +49,9 @@ def draw(data: dict[str, Any]) -> Iterator[Picture]:
     if any(row["came"] or row["imported"] or row["evidence"] for row in data["counts"]):
         yield _pipeline(data["counts"])
     if any(entry["losses"] for entry in data["training"]):
-        yield _losses([entry for entry in data["training"] if entry["losses"]])
+        logged = [entry for entry in data["training"] if entry["losses"]]
+        own = [entry for entry in logged if "variant" not in entry["manifest"]]
+        yield _losses(own or logged)
     routed = [r for evaluation in data["evaluations"] for r in evaluation["routed"]]
     if routed:
         yield _reliability(routed)

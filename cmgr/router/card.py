@@ -89,18 +89,25 @@ def _names() -> dict[str, str]:
 def _countries() -> dict[str, dict[str, Any]]:
     from countryinfo import all_countries
 
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for country in all_countries():
         facts = country.info()
         code = (facts.get("ISO") or {}).get("alpha2")
         if code:
-            found[code] = {
+            about = {
                 "name": facts["name"],
                 "altSpellings": facts.get("altSpellings") or [],
                 "demonym": facts.get("demonym") or "",
                 "provinces": facts.get("provinces") or [],
                 "population": int(facts.get("population") or 0),
             }
+            # parts of a country stand there too, under its code: Wales is a region of GB
+            whole, part = about, found.get(code)
+            if part and part["population"] > about["population"]:
+                whole, part = part, about
+            if part:
+                whole["provinces"] = [*whole["provinces"], part["name"], *part["provinces"]]
+            found[code] = whole
     return found
 
 

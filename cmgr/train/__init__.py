@@ -20,7 +20,7 @@ from cmgr.base import Base, resolve, template_hash
 from cmgr.errors import CmgrError, UsageError
 from cmgr.records import Example, make_id, now
 from cmgr.search import current_evidence
-from cmgr.synthesize import all_examples, current_examples
+from cmgr.synthesize import all_examples, bare_examples, current_examples
 from cmgr.train import checkpoint, variants
 from cmgr.train.card import card
 from cmgr.train.loop import Log, Loop, Stage, Watch
@@ -119,6 +119,8 @@ def build(
     plan, base = planned(ws, force, cultures, variant)
     if not plan:
         return False
+    if any(wanted.start for wanted in plan):
+        build(ws, progress=progress, variant=recipes.SHARED)
     trainable = Trainable(base, ws.recipe, ws.folder, ws.say if is_main() else lambda _: None)
     gguf_lora.check_supported(trainable.model.config.to_dict())
     for wanted in plan:
@@ -131,7 +133,7 @@ def planned(
     ws: Workspace, force: bool, cultures: list[str] | None, variant: str | None = None
 ) -> tuple[list[Wanted], Base]:
     """What is to be trained, and on which base."""
-    examples = current_examples(ws)
+    examples = bare_examples(ws) if variant == "no-evidence" else current_examples(ws)
     check(ws.recipe, examples)
     base = resolve(ws.recipe.base.model, ws.folder)
     every = variants.wanted(ws.recipe, base, examples, cultures, variant)
@@ -189,6 +191,8 @@ def _one(
     gguf_lora.refuse_unfaithful(
         model.peft_config["default"].to_dict(), trainable.model.config.to_dict()
     )
+    if wanted.start:
+        _begin_with(model, ws.path("adapters", wanted.start))
     watch = Watch(say=ws.say)
     loop = Loop(trainable, model, recipe.adapter.kind, recipe.train, work, watch)
     if loop.resume():
@@ -213,6 +217,17 @@ def _one(
     if trainable.main:
         _finish(ws, trainable, wanted, stages, facts)
     trainable.accelerator.wait_for_everyone()
+
+
+def _begin_with(model: Any, folder: Path) -> None:
+    """Give an adapter the weights of another one, made by the same recipe."""
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    weights = load_file(folder / "adapter_model.safetensors")
+    found = set_peft_model_state_dict(model, weights)
+    if found.unexpected_keys:
+        raise CmgrError(f"{folder}: not of this recipe. Train it again: cmgr train --force")
 
 
 def _prepare(work: Path, inputs: str, force: bool) -> None:
@@ -274,6 +289,7 @@ def _finish(
         "culture": culture.id,
         **({"variant": wanted.variant} if wanted.variant else {}),
         "kind": recipe.adapter.kind,
+        **({"start": wanted.start} if wanted.start else {}),
         "base": trainable.base.reference,
         **lock,
         "examples": {s.name: len(s.items) for s in stages},

@@ -16,6 +16,7 @@ VARIANTS = {
     "broad": "without the task stage",
     "no-broad": "without the broad stage",
     "no-contrast": "without contrast pairs",
+    "no-evidence": "on what the model wrote from memory",
 }
 
 
@@ -29,6 +30,7 @@ class Wanted:
     examples: list[Example]
     inputs: str
     variant: str | None = None
+    start: str | None = None  # the adapter whose weights it begins with
 
 
 def name_of(culture: str, variant: str | None) -> str:
@@ -50,19 +52,38 @@ def fit_examples(recipe: Recipe, examples: Iterable[Example], culture: str) -> l
     ]
 
 
-def wanted_inputs(recipe: Recipe, base: Base, mine: Iterable[Example]) -> str:
-    """The hash of all that an adapter is made from: its manifest has it when up to date."""
+def inputs_of(recipe: Recipe, base: Base, examples: Sequence[Example], culture: str) -> str:
+    """The hash of all that a culture's adapter is made from, as its manifest holds it."""
+    start = _start_inputs(recipe, base, examples)
+    return wanted_inputs(recipe, base, fit_examples(recipe, examples, culture), start)
+
+
+def _start_inputs(recipe: Recipe, base: Base, examples: Sequence[Example]) -> str | None:
+    """The hash of the shared adapter, where cultures' adapters begin with it."""
+    if recipe.train.start == "scratch":
+        return None
+    plain = _changed(recipe, SHARED)
+    return wanted_inputs(plain, base, fit_examples(plain, examples, SHARED))
+
+
+def wanted_inputs(
+    recipe: Recipe, base: Base, mine: Iterable[Example], start: str | None = None
+) -> str:
+    """The hash of all that an adapter is made from; `start` is that of the one it begins with."""
+    # at the default nothing is said, so that adapters of before stay up to date
+    plain = set() if recipe.train.start == "shared" else {"start"}
     return make_id(
         VERSION,
         base.fingerprint,
         recipe.base.train_from,
         recipe.adapter.model_dump(),
-        recipe.train.model_dump(exclude={*RUNNING, "review"}),
+        recipe.train.model_dump(exclude={*RUNNING, "review", *plain}),
         sorted(
             # what a person has edited is another example
             [e.id, e.answer, *([e.messages[-1].content] if e.review == "edited" else [])]
             for e in mine
         ),
+        *([start] if start else []),
     )
 
 
@@ -75,13 +96,15 @@ def wanted(
 ) -> list[Wanted]:
     """The adapters of these cultures (or all), or one variant of each; `shared` is one for all.
 
-    Raises MissingError where there are no examples, CmgrError where a variant would be the same.
+    `examples` are those that it is trained on (for `no-evidence`: synthesize.bare_examples). Raises
+    MissingError where there are none, CmgrError where a variant would be the same.
     """
     recipe = _changed(recipe, variant)
     whose = recipe.pick(list(cultures) if cultures else None)
     if variant == SHARED:
         languages = list(dict.fromkeys(lang for c in whose for lang in c.languages))
         whose = [Culture(id=SHARED, name="All cultures", languages=languages)]
+    start = _start_inputs(recipe, base, examples)
     found = []
     for culture in whose:
         mine = fit_examples(recipe, examples, culture.id)
@@ -91,7 +114,8 @@ def wanted(
                     f"no example of {culture.id} has been accepted, and train.review wants that. "
                     "Look at some: cmgr review"
                 )
-            raise MissingError(f"no training examples for {culture.id}. Make them: cmgr synthesize")
+            how = "cmgr synthesize" + (" --no-evidence" if variant == "no-evidence" else "")
+            raise MissingError(f"no training examples for {culture.id}. Make them: {how}")
         if variant == "no-contrast":
             kept = [e for e in mine if not e.inputs.get("contrast")]
             if len(kept) == len(mine):
@@ -102,13 +126,16 @@ def wanted(
             if not any(e.stage == missing for e in mine):
                 raise CmgrError(f"{culture.id} has no examples of the {missing} stage")
         name = name_of(culture.id, variant)
-        inputs = wanted_inputs(recipe, base, mine)
-        found.append(Wanted(name, culture, recipe, mine, inputs, variant))
+        inputs = wanted_inputs(recipe, base, mine, start)
+        begin = SHARED if start else None
+        found.append(Wanted(name, culture, recipe, mine, inputs, variant, begin))
     return found
 
 
 def _changed(recipe: Recipe, variant: str | None) -> Recipe:
+    """A variant's recipe. What has to be without the task stage does not begin with what had it."""
     stages = {"broad": ["broad"], "no-broad": ["task"]}.get(variant or "")
-    if not stages:
-        return recipe
-    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"stages": stages})})
+    update: dict[str, object] = {"stages": stages} if stages else {}
+    if variant in (SHARED, "broad"):
+        update["start"] = "scratch"
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update=update)})

@@ -1,0 +1,127 @@
+"""Does it help on real data? Trained on one part of a benchmark, asked the other.
+
+    python tests/bench/real.py blend --data FOLDER --work DIR [--kind standard]
+    python tests/bench/real.py hate --data FOLDER --work DIR
+    python tests/bench/real.py fork --data FOLDER --work DIR
+
+FOLDER holds `blend_dev.jsonl` (four-option questions rebuilt from BLEnD), `crehate.jsonl`,
+`fork.jsonl` and `factbook.jsonl` (passages of the CIA World Factbook, of which the broad stage is
+cut). Every step is a command of cmgr, printed as it is run; a second run goes on. Ends with the
+table of all methods.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+NAMES = {
+    **{"united-states": "United States", "united-kingdom": "United Kingdom", "china": "China"},
+    **{"south-korea": "South Korea", "spain": "Spain", "mexico": "Mexico", "iran": "Iran"},
+    **{"indonesia": "Indonesia", "greece": "Greece", "ethiopia": "Ethiopia"},
+    **{"australia": "Australia", "south-africa": "South Africa", "singapore": "Singapore"},
+    **{"japan": "Japan", "india": "India"},
+}
+FACTBOOK = {"South Korea": "Korea, South"}
+TEN = list(NAMES)[:10]
+RUNS: dict[str, dict[str, Any]] = {
+    "blend": {
+        "cultures": TEN,
+        "task": "everyday-knowledge",
+        "file": "blend_dev.jsonl",
+        "loader": "table",
+        "train": {"task_epochs": 3, "learning_rate": 0.0005, "start": "shared"},
+        "eval": ["--interference"],
+    },
+    "hate": {
+        "cultures": [*TEN[:2], "australia", "south-africa", "singapore"],
+        "task": "hate-speech",
+        "file": "crehate.jsonl",
+        "loader": "crehate",
+        "train": {"task_epochs": 2, "learning_rate": 0.0005, "start": "shared"},
+        "eval": ["--interference", "--limit", "120"],
+    },
+    "fork": {
+        "cultures": ["united-states", "china", "japan", "india"],
+        "task": "food-customs",
+        "file": "fork.jsonl",
+        "loader": "fork",
+        "train": {"task_epochs": 6, "learning_rate": 0.0005, "start": "shared"},
+        "eval": ["--interference"],
+    },
+}
+METHODS = "base,prompt,few-shot,shared,merged,broad,routed,oracle"
+
+
+def prepare(name: str, data: Path, work: Path, kind: str) -> Path:
+    """A folder with the recipe and a folder of documents per culture; returns the recipe."""
+    run = RUNS[name]
+    work.mkdir(parents=True, exist_ok=True)
+    passages = [json.loads(line) for line in (data / "factbook.jsonl").open(encoding="utf-8")]
+    for culture in run["cultures"]:
+        country = FACTBOOK.get(NAMES[culture], NAMES[culture])
+        mine = [p for p in passages if p["country"] in (country, NAMES[culture])]
+        path = work / "documents" / culture / "factbook.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = [{"title": p["section"], "text": p["text"]} for p in mine]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    recipe = {
+        "name": name,
+        "cultures": [{"id": c, "name": NAMES[c]} for c in run["cultures"]],
+        "sources": [{"kind": "documents", "path": "documents"}],
+        "tasks": [run["task"]],
+        "adapter": {"kind": kind, "rank": 8, "alpha": 16},
+        "train": {**run["train"], "validation": 0.0},
+    }
+    path = work / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def call(*words: str) -> None:
+    """Run a command of cmgr, and say how long it took."""
+    print(f"$ cmgr {' '.join(words)}", flush=True)
+    began = time.perf_counter()
+    command = [sys.executable, "-c", "from cmgr.cli.app import main; main()", *words]
+    code = subprocess.run(command, stderr=subprocess.DEVNULL).returncode
+    print(f"# {time.perf_counter() - began:.0f} s, exit code {code}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", choices=RUNS)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--kind", default="activated", choices=("activated", "standard"))
+    options = parser.parse_args()
+    run = RUNS[options.run]
+    source = options.work / f"{options.run}-{options.kind}"
+    recipe = prepare(options.run, options.data, source, options.kind)
+    ws = str(source / "workspace")
+    at = ("-w", ws)
+    data, loader = str(options.data / run["file"]), ("--loader", run["loader"])
+    task = ("--task", run["task"])
+    call("init", str(recipe), ws)
+    call("search", *at)
+    call("synthesize", *at)
+    call("synthesize", *at, "--import", data, *task, *loader, "--part", "1/2")
+    call("train", *at)
+    call("train", *at, "--variant", "broad")
+    call("merge", *run["cultures"], *at, "--method", "linear", "--name", "merged")
+    call("route", *at, "--fit")
+    cultures = [word for c in run["cultures"] for word in ("--culture", c)]
+    call(
+        *("eval", *at, *task, "--data", data, *loader, "--part", "2/2"),
+        *("--methods", METHODS, *run["eval"], *cultures),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""cmgr/train/variants.py: each variant leaves out exactly what its name says."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from conftest import CULTURES, cmgr, write_recipe
+from safetensors.numpy import load_file
+
+from cmgr import recipe as recipes
+from cmgr.base import resolve
+from cmgr.errors import CmgrError, MissingError, UsageError
+from cmgr.records import Example
+from cmgr.train import variants
+from cmgr.workspace import Workspace, read_json
+
+
+def example(number: int, culture: str, stage: str = "task", **inputs: Any) -> Example:
+    return Example(
+        **{"id": f"e{number}", "culture": culture, "task": "everyday", "stage": stage},
+        **{"inputs": inputs, "answer": "They bow.", "messages": [], "evidence_ids": []},
+        **{"quote": "", "generator": "test", "created_at": ""},
+    )
+
+
+EXAMPLES = [
+    example(0, "japan"),
+    example(1, "japan", "broad"),
+    example(2, "japan", contrast="c"),
+    example(3, "brazil"),
+    example(4, "brazil", "broad"),
+    example(5, "germany"),
+    example(6, "germany").model_copy(update={"split": "fact"}),
+]
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> recipes.Recipe:
+    return recipes.load(write_recipe(tmp_path))
+
+
+def wanted(recipe: recipes.Recipe, **changes: Any) -> list[variants.Wanted]:
+    return variants.wanted(recipe, resolve("smollm2"), EXAMPLES, **changes)
+
+
+def ids(one: variants.Wanted) -> set[str]:
+    return {e.id for e in one.examples}
+
+
+def test_each_variant_leaves_out_what_it_says(recipe: recipes.Recipe) -> None:
+    plain = {w.name: w for w in wanted(recipe)}
+    assert list(plain) == list(CULTURES)
+    assert ids(plain["japan"]) == {"e0", "e1", "e2"} and ids(plain["germany"]) == {"e5"}
+    (shared,) = wanted(recipe, variant="shared")
+    assert shared.name == "shared" and ids(shared) == {f"e{n}" for n in range(6)}
+    (broad,) = wanted(recipe, cultures=["japan"], variant="broad")
+    assert (broad.name, broad.recipe.train.stages) == ("japan.broad", ["broad"])
+    (no_broad,) = wanted(recipe, cultures=["japan"], variant="no-broad")
+    assert (no_broad.name, no_broad.recipe.train.stages) == ("japan.no-broad", ["task"])
+    (no_contrast,) = wanted(recipe, cultures=["japan"], variant="no-contrast")
+    assert ids(no_contrast) == {"e0", "e1"}
+    every = [*plain.values(), shared, broad, no_broad, no_contrast]
+    assert len({w.inputs for w in every}) == len(every)
+    assert recipe.train.stages == ["broad", "task"]  # the recipe itself is as it was
+
+
+def test_what_would_be_the_same_is_refused(recipe: recipes.Recipe) -> None:
+    with pytest.raises(CmgrError, match="brazil has no contrast pairs"):
+        wanted(recipe, cultures=["brazil"], variant="no-contrast")
+    with pytest.raises(CmgrError, match="germany has no examples of the broad stage"):
+        wanted(recipe, cultures=["germany"], variant="broad")
+    recipe.train.review = "accepted"
+    with pytest.raises(MissingError, match="no example of japan has been accepted"):
+        wanted(recipe)
+
+
+def test_what_begins_with_the_shared_adapter_depends_on_it(recipe: recipes.Recipe) -> None:
+    base = resolve("smollm2")
+    scratch = {w.name: w.inputs for w in wanted(recipe)}
+    recipe.train.start = "shared"
+    (shared,) = wanted(recipe, variant="shared")
+    (broad,) = wanted(recipe, cultures=["japan"], variant="broad")
+    assert shared.start is None and broad.start is None
+    mine = {w.name: w for w in wanted(recipe)}
+    assert all(w.start == "shared" and w.inputs != scratch[n] for n, w in mine.items())
+    assert variants.inputs_of(recipe, base, EXAMPLES, "japan") == mine["japan"].inputs
+    # another culture's example makes another shared adapter, and so another of this one
+    more = [*EXAMPLES, example(9, "germany", "broad")]
+    assert variants.inputs_of(recipe, base, more, "japan") != mine["japan"].inputs
+    recipe.train.start = "scratch"
+    assert variants.inputs_of(recipe, base, more, "japan") == scratch["japan"]
+
+
+def test_no_culture_is_called_shared(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, cultures=[{"id": "shared", "name": "Shared"}])
+    with pytest.raises(UsageError, match="all cultures' adapter"):
+        recipes.load(path)
+
+
+@pytest.mark.model
+def test_training_goes_on_from_the_shared_adapter(trained: Path, tmp_path: Path) -> None:
+    """Its weights end near the shared ones, and far from those that began at scratch."""
+    folder = tmp_path / "ws"
+    shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("adapters", "eval"))
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    recipe["train"] |= {"start": "shared"}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    done = cmgr("train", "--variant", "shared", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    shared = load_file(folder / "adapters" / "shared" / "adapter_model.safetensors")
+    done = cmgr("train", "--culture", "japan", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "train shared" not in done.stderr  # it was there
+    mine = load_file(folder / "adapters" / "japan" / "adapter_model.safetensors")
+    assert mine.keys() == shared.keys()
+    manifest = read_json(folder / "adapters" / "japan" / "manifest.json") or {}
+    assert manifest["start"] == "shared" and "variant" not in manifest
+    near = {k: np.linalg.norm(mine[k] - shared[k]) for k in mine if "lora_A" in k}
+    far = load_file(trained / "adapters" / "japan" / "adapter_model.safetensors")
+    for key, distance in near.items():
+        assert 0 < distance < 0.5 * np.linalg.norm(far[key] - shared[key])
+    ws = Workspace(folder)
+    assert ws.variants() == ["shared"] and ws.merges() == []
+    ws.check_adapter("shared")
+    done = cmgr("chat", "--culture", "shared", "-p", "Do I tip?", "--json", cwd=folder)
+    assert done.returncode == 0 and '"adapter": "shared"' in done.stdout
+    assert cmgr("train", "--variant", "magic", cwd=folder).returncode == 2
