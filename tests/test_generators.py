@@ -23,6 +23,7 @@ from pytest_httpserver import HTTPServer
 from werkzeug import Response
 
 from cmgr import search, synthesize
+from cmgr.base import resolve
 from cmgr.errors import MissingError, UsageError
 from cmgr.generators import openai_compatible
 from cmgr.generators.calls import Budget, Calls, price_of, tokens_of
@@ -31,6 +32,7 @@ from cmgr.generators.writing import Request
 from cmgr.llm import Completion, repair
 from cmgr.recipe import Generator, Price
 from cmgr.records import Example, Message, Record
+from cmgr.train import variants
 from cmgr.workspace import Workspace, read_json
 
 NO_PRICE = Price(input=0, output=0)
@@ -409,6 +411,47 @@ def test_contrasts_ask_the_same_of_two_cultures(make: Callable[..., Workspace]) 
             assert example.inputs["contrast"]
             by_prompt.setdefault(example.inputs["contrast"], set()).add(example.culture)
         assert any(len(cultures) == 2 for cultures in by_prompt.values())
+
+
+def test_without_evidence_is_a_set_of_its_own(make: Callable[..., Workspace]) -> None:
+    """For the ablation: on the same topics, no passage shown, never trained on by itself."""
+
+    def answer(body: dict[str, Any]) -> str:
+        told = body["messages"][-1]["content"]
+        if "Passage" in told:
+            return write_examples(body)
+        asked = body["response_format"]["json_schema"]["schema"]["properties"]["examples"]
+        wanted = asked["items"]["properties"]
+        assert not {"passage", "quote"} & wanted.keys()
+        topic = re.search(r"Topic: (.+)", told)
+        country = re.search(r"Culture: (.+)", told)
+        assert topic and country and "passage" not in told.lower()
+        item: dict[str, Any] = {name: f"What is usual for {topic[1]}?" for name in wanted}
+        if "options" in wanted:
+            item["options"] = [f"Thing {n} of {topic[1]}" for n in range(2)]
+        else:
+            item["question"] = f"What is usual for {topic[1]} in {country[1]}?"
+        item["answer"] = f"People here do what fits {topic[1]} best."
+        return json.dumps({"examples": [item]})
+
+    with ModelServer(answer=answer) as server:
+        ws = make(server)
+        synthesize.build(ws)
+        grounded = {e.id for e in synthesize.current_examples(ws)}
+        parts = synthesize.build_bare(ws)
+        bare = synthesize.bare_examples(ws)
+        assert {e.culture for e in bare} == set(parts) == {"japan", "brazil", "germany"}
+        assert {e.stage for e in bare} == {"broad", "task"}
+        assert all(not e.quote and not e.evidence_ids and e.split == "fit" for e in bare)
+        assert all(e.generator.startswith("bare:") for e in bare)
+        assert {e.id for e in synthesize.current_examples(ws)} == grounded
+        assert not grounded & {e.id for e in bare}
+        asked = len(server.asked)
+        synthesize.build_bare(ws)
+        assert len(server.asked) == asked
+        assert len(synthesize.bare_examples(ws)) == len(bare)
+    wanted = variants.wanted(ws.recipe, resolve("smollm2"), bare, variant="no-evidence")
+    assert [w.name for w in wanted] == [f"{c}.no-evidence" for c in ("japan", "brazil", "germany")]
 
 
 def test_killed_and_run_again_nothing_is_paid_twice(make: Callable[..., Workspace]) -> None:
