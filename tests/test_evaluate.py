@@ -10,7 +10,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 from conftest import CULTURES, cmgr, write_recipe
@@ -28,7 +27,8 @@ from cmgr.evaluate.scores import PROMPTS, Question, Scores
 from cmgr.evaluate.tables import ALL, CONTESTED, Result
 from cmgr.recipe import Generator
 from cmgr.records import Example, Message
-from cmgr.runtime import Runtime
+from cmgr.runtime.batch import Batch, Job
+from cmgr.runtime.llama import Model
 from cmgr.stats import mcnemar, wilson
 from cmgr.synthesize import current_examples
 from cmgr.tasks import Task
@@ -412,7 +412,7 @@ def test_items_hold_what_their_split_says_and_are_always_the_same(trained: Path)
 
 @model
 def test_each_method_is_its_prompt_under_its_adapter(shelf: Path) -> None:
-    """The scores of a run are those that the one-prompt runtime gives, method by method."""
+    """What a run says is what the batch runtime says of jobs that are written here by hand."""
     ws = Workspace(shelf)
     path = shelf / "posts.jsonl"
     task = items.task_named(ws.recipe, "hate")
@@ -420,34 +420,36 @@ def test_each_method_is_its_prompt_under_its_adapter(shelf: Path) -> None:
     methods = ["base", "prompt", "shared", "merged", "routed", "oracle"]
     found = evaluate.run(ws, "each", every, methods, interference=True)
     assert found.methods == methods and not found.lacking
-    base = resolve("smollm2")
-    able = Methods(ws, base, methods, every, [])
-    scores = Scores(ws, base, able.adapters)
-    runtime = Runtime(base)
+    system = "You live in {} and know its culture well. Answer as people in {} would."
+    jobs: dict[tuple[str, str], Job] = {}
+    for item in every:
+        name = CULTURES[item.culture]
+        prompt = Message(role="system", content=system.format(name, name))
+        under: dict[str, dict[str, float]] = {"base": {}, "shared": {"shared": 1.0}}
+        under |= {"merged": {"merged": 1.0}} | {c: {c: 1.0} for c in CULTURES}
+        for how, scales in under.items():
+            jobs[item.id, how] = Job(item.messages, scales, LABELS)
+        jobs[item.id, "prompt"] = Job([prompt, *item.messages], {}, LABELS)
+    runtime = Model(resolve("smollm2"))
     for name in (*CULTURES, "shared", "merged"):
         runtime.load_adapter(name, ws.path("adapters", name))
-    by_id = {r.id: r for r in found.results}
-    for item in every[::4]:
-        got = by_id[item.id]
-        assert got.routed_to == item.culture  # the prompt names it
-        under: dict[str, dict[str, float]] = {"base": {}, "prompt": {}, "shared": {"shared": 1.0}}
-        under |= {"merged": {"merged": 1.0}, "oracle": {item.culture: 1.0}}
-        under |= {c: {c: 1.0} for c in CULTURES if c != item.culture}
-        plain = {m: runtime.score(item.messages, LABELS, s) for m, s in under.items()}
-        asks = able.asks(item, got.routed_to)
-        system = Message(role="system", content=asks["prompt"].turns[0][1])
-        assert CULTURES[item.culture] in system.content
-        plain["prompt"] = runtime.score([system, *item.messages], LABELS, {})
-        for method, ask in asks.items():
-            score = scores[Question(ask, tuple(LABELS))].options
-            away = {m: max(map(abs, np.subtract(score, known))) for m, known in plain.items()}
-            # 8-bit arithmetic differs by batch shape; no other prompt or adapter comes as near
-            nearest = min(away, key=away.__getitem__)
-            assert nearest == ("oracle" if method == "routed" else method)
-            assert got.said[method] == LABELS[max((0, 1), key=score.__getitem__)]
-        assert got.under[item.culture] == got.right["oracle"]
-        assert set(got.under) == set(CULTURES)
+    batch = Batch(runtime)
+    outcomes = dict(batch.run(list(jobs.values())))
+    batch.close()
     runtime.close()
+    known: dict[tuple[str, str], str] = {}
+    for number, key in enumerate(jobs):
+        sums = outcomes[number].choice_logprobs
+        assert sums is not None
+        known[key] = LABELS[max((0, 1), key=sums.__getitem__)]
+    assert len(set(known.values())) == 2
+    for item in every:
+        got = next(r for r in found.results if r.id == item.id)
+        assert got.routed_to == item.culture  # the prompt names it
+        for method in ("base", "prompt", "shared", "merged"):
+            assert got.said[method] == known[item.id, method]
+        assert got.said["routed"] == got.said["oracle"] == known[item.id, item.culture]
+        assert got.under == {c: known[item.id, c] == item.answer for c in CULTURES}
 
 
 @model

@@ -358,7 +358,7 @@ def test_a_country_is_the_whole_and_its_parts_are_regions() -> None:
     britain = card.card_of("GB")
     assert {"United Kingdom", "UK", "Great Britain"} <= set(britain.names)
     assert "British" in britain.people
-    assert {"England", "Scotland", "Wales", "Cornwall"} <= set(britain.regions)
+    assert {"England", "Scotland", "Wales"} <= set(britain.regions)
 
 
 def test_what_many_share_and_plain_words_are_no_cue() -> None:

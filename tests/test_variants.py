@@ -120,10 +120,10 @@ def test_training_goes_on_from_the_shared_adapter(trained: Path, tmp_path: Path)
     assert mine.keys() == shared.keys()
     manifest = read_json(folder / "adapters" / "japan" / "manifest.json") or {}
     assert manifest["start"] == "shared" and "variant" not in manifest
-    near = {k: np.linalg.norm(mine[k] - shared[k]) for k in mine if "lora_A" in k}
-    far = load_file(trained / "adapters" / "japan" / "adapter_model.safetensors")
-    for key, distance in near.items():
-        assert 0 < distance < 0.5 * np.linalg.norm(far[key] - shared[key])
+    scratch = load_file(trained / "adapters" / "japan" / "adapter_model.safetensors")
+    near = sum(float(np.linalg.norm(mine[k] - shared[k])) for k in mine)
+    far = sum(float(np.linalg.norm(scratch[k] - shared[k])) for k in mine)
+    assert 0 < near < 0.8 * far
     ws = Workspace(folder)
     assert ws.variants() == ["shared"] and ws.merges() == []
     ws.check_adapter("shared")

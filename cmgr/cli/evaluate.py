@@ -44,7 +44,11 @@ def command(
         Path | None, typer.Option(help="A benchmark's file or folder, as it is published")
     ] = None,
     loader: Annotated[
-        str | None, typer.Option(help="How to read --data [default: as the task's card says]")
+        str | None,
+        typer.Option(
+            help="How to read --data: normad, culturalbench, blend, fork, crehate, offenseval, cali, "
+            "globalopinionqa, normdial, safeworld, table [default: as the task's card says]"
+        ),
     ] = None,
     map_: Annotated[
         str, typer.Option("--map", help="COLUMN=FIELD,... of a plain table (--loader table)")

@@ -200,8 +200,10 @@ def _inputs(ws: Workspace, items: Sequence[Item], methods: Methods) -> str:
 
 
 def _planned(ws: Workspace) -> tuple[list[Item], list[str], str]:
-    """The stage's items and methods, and its inputs' hash. Raises MissingError without adapters."""
+    """The stage's items and methods, and its inputs' hash. Raises MissingError without either."""
     items = own_items(ws)
+    if not items:
+        raise MissingError("no held-out items. Make them: cmgr synthesize")
     base = resolve(ws.recipe.base.model, ws.folder)
     methods = Methods(ws, base, default_methods(ws), items, current_examples(ws))
     if "routed" in methods.lacking:
@@ -220,8 +222,6 @@ def build(ws: Workspace, force: bool = False, progress: Progress | None = None) 
     Raises MissingError without items, adapters or router.
     """
     items, methods, inputs = _planned(ws)
-    if not items:
-        raise MissingError("no held-out items. Make them: cmgr synthesize")
     if not force and ws.is_current("eval", inputs):
         return False
     router = Router.load(ws.path("router"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
@@ -90,6 +90,7 @@ def _countries() -> dict[str, dict[str, Any]]:
     from countryinfo import all_countries
 
     found: dict[str, dict[str, Any]] = {}
+    parts: dict[str, list[str]] = defaultdict(list)
     for country in all_countries():
         facts = country.info()
         code = (facts.get("ISO") or {}).get("alpha2")
@@ -101,12 +102,14 @@ def _countries() -> dict[str, dict[str, Any]]:
                 "provinces": facts.get("provinces") or [],
                 "population": int(facts.get("population") or 0),
             }
-            # parts of a country stand there too, under its code: Wales is a region of GB
+            # parts of a country stand there too, under its code: Wales is a region of GB, and the
+            # districts of parts are too small, and too often plain words, to stand for it
             whole, part = about, found.get(code)
             if part and part["population"] > about["population"]:
                 whole, part = part, about
             if part:
-                whole["provinces"] = [*whole["provinces"], part["name"], *part["provinces"]]
+                parts[code].append(part["name"])
+                whole["provinces"] = parts[code]
             found[code] = whole
     return found
 
