@@ -46,8 +46,8 @@ def command(
     loader: Annotated[
         str | None,
         typer.Option(
-            help="How to read --data: normad, culturalbench, blend, fork, crehate, offenseval, cali, "
-            "globalopinionqa, normdial, safeworld, table [default: as the task's card says]"
+            help="How to read --data: normad, culturalbench, blend, fork, crehate, offenseval, "
+            "cali, globalopinionqa, normdial, safeworld, table [default: as the card says]"
         ),
     ] = None,
     map_: Annotated[
