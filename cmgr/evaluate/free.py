@@ -30,23 +30,27 @@ def matches(said: str, accepted: Sequence[str]) -> bool:
     Case, punctuation, accents of width (NFKC) and articles do not matter; where words are not set
     apart by spaces, it holds it anywhere.
     """
-    text = _words(said)
     for answer in accepted:
         wanted = _words(answer)
-        if not wanted:
+        # an answer of articles alone ("A") is looked for among all words
+        small = all(word in _SMALL for word in wanted)
+        text, sought = (
+            " ".join(w for w in words if small or w not in _SMALL)
+            for words in (_words(said), wanted)
+        )
+        if not sought:
             continue
         if _UNSPACED.search(answer):
-            if wanted.replace(" ", "") in text.replace(" ", ""):
+            if sought.replace(" ", "") in text.replace(" ", ""):
                 return True
-        elif f" {wanted} " in f" {text} ":
+        elif f" {sought} " in f" {text} ":
             return True
     return False
 
 
-def _words(text: str) -> str:
+def _words(text: str) -> list[str]:
     folded = unicodedata.normalize("NFKC", text).casefold()
-    words = re.findall(r"\w+", folded)
-    return " ".join([w for w in words if w not in _SMALL] or words)
+    return re.findall(r"\w+", folded)
 
 
 def judged(
