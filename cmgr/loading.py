@@ -38,7 +38,19 @@ def open_file(path: Path) -> Any:
 
 def _open(path: Path) -> Any:
     lib = library()
-    return lib.llama_model_load_from_file(str(path).encode(), lib.llama_model_default_params())
+    return lib.llama_model_load_from_file(str(path).encode(), model_params(lib))
+
+
+def model_params(lib: Any) -> Any:
+    """How llama.cpp loads a model: as it does by itself, but never into AMX tiles.
+
+    Where a compiler leaves its tile configuration out, the first prompt of a processor that has
+    AMX ends the process (ggml-org/llama.cpp#20824, #26954).
+    """
+    params = lib.llama_model_default_params()
+    if b"AMX_INT8 = 1" in lib.llama_print_system_info():
+        params.use_extra_bufts = False
+    return params
 
 
 def recipe_above(folder: Path) -> Path | None:

@@ -230,13 +230,29 @@ def test_pages_of_a_private_network_are_left_alone(
     assert {request.path for request, _ in httpserver.log} == {"/find"}
 
 
+# as `python -m llama_cpp.server`, but that it loads a model as we do: see loading.model_params
+LLAMA_SERVER = """
+import runpy
+from llama_cpp import llama_cpp
+from cmgr.loading import model_params
+safe = model_params(llama_cpp).use_extra_bufts
+plain = llama_cpp.llama_model_default_params
+def default_params():
+    params = plain()
+    params.use_extra_bufts = safe
+    return params
+llama_cpp.llama_model_default_params = default_params
+runpy.run_module("llama_cpp.server", run_name="__main__", alter_sys=True)
+"""
+
+
 @pytest.mark.model
 def test_llama_cpp_python_s_own_server_writes_examples(tmp_path: Path) -> None:
     """The real SmolLM2 behind a real OpenAI-compatible server, which answers 500 to json_schema."""
     pytest.importorskip("uvicorn")
     port = free_port()
     model = str(resolve("smollm2").gguf)
-    command = [sys.executable, "-m", "llama_cpp.server", "--model", model, "--n_ctx", "4096"]
+    command = [sys.executable, "-c", LLAMA_SERVER, "--model", model, "--n_ctx", "4096"]
     with running([*command, "--port", str(port)], port) as url:
         ws = workspace(
             tmp_path / "ws",

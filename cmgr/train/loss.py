@@ -11,7 +11,7 @@ from typing import Any
 
 from cmgr.runtime.llama import common_prefix
 from cmgr.train.model import Item, Trainable
-from cmgr.train.prompts import WORTH, Prompts, cache_of, new_cache, stack
+from cmgr.train.prompts import WORTH, Prompts, cache_of, given, new_cache, stack
 
 
 def answer_loss(
@@ -37,7 +37,7 @@ def answer_loss(
         if shared:
             ids = torch.tensor([items[0].prompt[:shared]], device=device)
             read = new_cache(len(decoder.layers))
-            decoder(input_ids=ids, past_key_values=read, use_cache=True)
+            decoder(input_ids=ids, use_cache=True, **given(decoder, read))
             read = stack(read, 0)
             layers, two, _, *rest = read.shape
             cache = cache_of(read.expand(layers, two, len(items), *rest).unbind(0), kept=True)
@@ -62,8 +62,8 @@ def answer_loss(
         input_ids=ids.to(device),
         attention_mask=torch.cat([mask, own], dim=1).to(device),
         position_ids=where.to(device),
-        past_key_values=cache,
         use_cache=cache is not None,
+        **given(decoder, cache),
     ).last_hidden_state[torch.tensor(rows), torch.tensor(columns)]
     head = model.get_base_model().get_output_embeddings()
     logits = _capped(trainable, head(hidden).float())

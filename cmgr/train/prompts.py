@@ -6,6 +6,7 @@ What many prompts begin with (an instruction) is read once.
 
 from __future__ import annotations
 
+import inspect
 import shutil
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -60,6 +61,12 @@ def new_cache(layers: int) -> Any:
     cache = DynamicCache()
     cache.layers = [Last() for _ in range(layers)]
     return cache
+
+
+def given(decoder: Any, cache: Any) -> dict[str, Any]:
+    """A cache under the name by which the decoder takes it: transformers 5.24 has renamed it."""
+    new = "cache" in inspect.signature(decoder.forward).parameters
+    return {"cache" if new else "past_key_values": cache}
 
 
 def stack(cache: Any, start: int) -> Any:
@@ -221,16 +228,18 @@ class Prompts:
         import torch
 
         device = self.trainable.device
+        decoder = self.model.get_base_model().get_decoder()
+        cache = new_cache(len(decoder.layers)) if past is None else past
         done = mask.shape[1] - ids.shape[1]
         with torch.no_grad(), self.model.disable_adapter():
-            out = self.model.get_base_model().get_decoder()(
+            decoder(
                 input_ids=ids.to(device),
                 attention_mask=mask.to(device),
                 position_ids=torch.arange(done, mask.shape[1], device=device)[None],
-                past_key_values=past,
                 use_cache=True,
+                **given(decoder, cache),
             )
-        return out.past_key_values
+        return cache
 
     def _beginning(self, item: Item) -> Any:
         """KV of what an item's family begins with, (layers, 2, heads, tokens, size)."""

@@ -3,11 +3,13 @@
     python tests/bench/real.py blend --data FOLDER --work DIR [--kind standard]
     python tests/bench/real.py hate --data FOLDER --work DIR
     python tests/bench/real.py fork --data FOLDER --work DIR
+    python tests/bench/real.py hate --data FOLDER --work DIR --methods shared,routed --limit 400
 
 FOLDER holds `blend_dev.jsonl` (four-option questions rebuilt from BLEnD), `crehate.jsonl`,
 `fork.jsonl` and `factbook.jsonl` (passages of the CIA World Factbook, of which the broad stage is
 cut). Every step is a command of cmgr, printed as it is run; a second run goes on. Ends with the
-table of all methods.
+table of these methods; what other options are given are handed to `cmgr eval` in place of the
+run's own.
 """
 
 from __future__ import annotations
@@ -21,6 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from cmgr.recipe import SHARED
+from cmgr.train.variants import VARIANTS
 
 NAMES = {
     **{"united-states": "United States", "united-kingdom": "United Kingdom", "china": "China"},
@@ -100,7 +105,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--kind", default="activated", choices=("activated", "standard"))
-    options = parser.parse_args()
+    parser.add_argument("--methods", default=METHODS)
+    options, more = parser.parse_known_args()
     run = RUNS[options.run]
     source = options.work / f"{options.run}-{options.kind}"
     recipe = prepare(options.run, options.data, source, options.kind)
@@ -113,13 +119,16 @@ def main() -> None:
     call("synthesize", *at)
     call("synthesize", *at, "--import", data, *task, *loader, "--part", "1/2")
     call("train", *at)
-    call("train", *at, "--variant", "broad")
-    call("merge", *run["cultures"], *at, "--method", "linear", "--name", "merged")
+    methods = options.methods.split(",")
+    for variant in [m for m in methods if m in VARIANTS and m != SHARED]:
+        call("train", *at, "--variant", variant)
+    if "merged" in methods:
+        call("merge", *run["cultures"], *at, "--method", "linear", "--name", "merged")
     call("route", *at, "--fit")
     cultures = [word for c in run["cultures"] for word in ("--culture", c)]
     call(
         *("eval", *at, *task, "--data", data, *loader, "--part", "2/2"),
-        *("--methods", METHODS, *run["eval"], *cultures),
+        *("--methods", options.methods, *(more or run["eval"]), *cultures),
     )
 
 
