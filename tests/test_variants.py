@@ -89,6 +89,16 @@ def test_what_begins_with_the_shared_adapter_depends_on_it(recipe: recipes.Recip
     mine = {w.name: w for w in wanted(recipe)}
     assert all(w.start == "shared" and w.inputs != scratch[n] for n, w in mine.items())
     assert variants.inputs_of(recipe, base, EXAMPLES, "japan") == mine["japan"].inputs
+    # a variant begins with its own: another would know what the variant is to be without
+    (plain,) = wanted(recipe, begin=True)
+    assert plain.name == "shared" and plain.inputs == shared.inputs
+    (bare,) = wanted(recipe, cultures=["japan"], variant="no-broad", begin=True)
+    assert bare.name == "shared.no-broad" and bare.start is None
+    assert bare.recipe.train.stages == ["task"] and len(bare.examples) == len(plain.examples)
+    assert wanted(recipe, cultures=["japan"], variant="no-broad")[0].start == "shared.no-broad"
+    (calm,) = wanted(recipe, variant="no-contrast", begin=True)
+    assert calm.examples == [e for e in plain.examples if not e.inputs.get("contrast")]
+    assert len(calm.examples) < len(plain.examples)
     # another culture's example makes another shared adapter, and so another of this one
     more = [*EXAMPLES, example(9, "germany", "broad")]
     assert variants.inputs_of(recipe, base, more, "japan") != mine["japan"].inputs

@@ -8,6 +8,7 @@ import importlib
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -103,6 +104,8 @@ def build(called: set[str]) -> typer.Typer:
 def main() -> None:
     """The console script. Exit codes: see cmgr.errors."""
     os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' bars: ours is the one display
+    if os.environ.get("CMGR_DEBUG") != "1":  # what libraries tell programmers
+        warnings.simplefilter("ignore", FutureWarning)
     completing = "_CMGR_COMPLETE" in os.environ
     if sys.argv[1:2] == ["chat"] and "--help" not in sys.argv:
         from cmgr.loading import ahead

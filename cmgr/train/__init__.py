@@ -109,18 +109,20 @@ def build(
     progress: Progress | None = None,
     cultures: list[str] | None = None,
     variant: str | None = None,
+    begin: bool = False,
 ) -> bool:
     """Train, export and check each adapter that is missing or out of date.
 
-    `variant` (see variants.py) is what an evaluation compares with, in place of the cultures' own.
-    An adapter is put in place whole; one that was interrupted goes on from its checkpoint. Returns
-    whether anything was made. Raises MissingError without examples, base or extra.
+    `variant` (see variants.py) is what an evaluation compares with, in place of the cultures' own;
+    `begin` is the shared adapter that these begin with (`train.start: shared`). An adapter is put
+    in place whole; one that was interrupted goes on from its checkpoint. Returns whether anything
+    was made. Raises MissingError without examples, base or extra.
     """
-    plan, base = planned(ws, force, cultures, variant)
+    plan, base = planned(ws, force, cultures, variant, begin)
     if not plan:
         return False
     if any(wanted.start for wanted in plan):
-        build(ws, progress=progress, variant=recipes.SHARED)
+        build(ws, progress=progress, variant=variant or recipes.SHARED, begin=True)
     trainable = Trainable(base, ws.recipe, ws.folder, ws.say if is_main() else lambda _: None)
     gguf_lora.check_supported(trainable.model.config.to_dict())
     for wanted in plan:
@@ -130,13 +132,17 @@ def build(
 
 
 def planned(
-    ws: Workspace, force: bool, cultures: list[str] | None, variant: str | None = None
+    ws: Workspace,
+    force: bool,
+    cultures: list[str] | None,
+    variant: str | None = None,
+    begin: bool = False,
 ) -> tuple[list[Wanted], Base]:
     """What is to be trained, and on which base."""
     examples = bare_examples(ws) if variant == "no-evidence" else current_examples(ws)
     check(ws.recipe, examples)
     base = resolve(ws.recipe.base.model, ws.folder)
-    every = variants.wanted(ws.recipe, base, examples, cultures, variant)
+    every = variants.wanted(ws.recipe, base, examples, cultures, variant, begin)
     return [w for w in every if force or not ws.is_current(f"train/{w.name}", w.inputs)], base
 
 

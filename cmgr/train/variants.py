@@ -58,12 +58,24 @@ def inputs_of(recipe: Recipe, base: Base, examples: Sequence[Example], culture: 
     return wanted_inputs(recipe, base, fit_examples(recipe, examples, culture), start)
 
 
-def _start_inputs(recipe: Recipe, base: Base, examples: Sequence[Example]) -> str | None:
+def _start_inputs(
+    recipe: Recipe, base: Base, examples: Sequence[Example], variant: str | None = None
+) -> str | None:
     """The hash of the shared adapter, where cultures' adapters begin with it."""
     if recipe.train.start == "scratch":
         return None
     plain = _changed(recipe, SHARED)
-    return wanted_inputs(plain, base, fit_examples(plain, examples, SHARED))
+    return wanted_inputs(plain, base, _used(plain, examples, SHARED, variant))
+
+
+def _used(
+    recipe: Recipe, examples: Sequence[Example], culture: str, variant: str | None
+) -> list[Example]:
+    """What a variant of a culture (or of `shared`) is trained on."""
+    mine = fit_examples(recipe, examples, culture)
+    if variant == "no-contrast":
+        return [e for e in mine if not e.inputs.get("contrast")]
+    return mine
 
 
 def wanted_inputs(
@@ -93,22 +105,26 @@ def wanted(
     examples: Sequence[Example],
     cultures: Sequence[str] | None = None,
     variant: str | None = None,
+    begin: bool = False,
 ) -> list[Wanted]:
     """The adapters of these cultures (or all), or one variant of each; `shared` is one for all.
 
-    `examples` are those that it is trained on (for `no-evidence`: synthesize.bare_examples). Raises
-    MissingError where there are none, CmgrError where a variant would be the same.
+    With `begin`: the one that those begin with, where `train.start` is `shared`; a variant has its
+    own. `examples` are those that it is trained on (for `no-evidence`: synthesize.bare_examples).
+    Raises MissingError where there are none, CmgrError where a variant would be the same.
     """
+    for_all = begin or variant == SHARED
     recipe = _changed(recipe, variant)
-    whose = recipe.pick(list(cultures) if cultures else None)
-    if variant == SHARED:
+    whose = recipe.pick(list(cultures) if cultures and not begin else None)
+    if for_all:
+        recipe = _changed(recipe, SHARED)
         languages = list(dict.fromkeys(lang for c in whose for lang in c.languages))
         whose = [Culture(id=SHARED, name="All cultures", languages=languages)]
-    start = _start_inputs(recipe, base, examples)
+    start = _start_inputs(recipe, base, examples, variant)
     found = []
     for culture in whose:
-        mine = fit_examples(recipe, examples, culture.id)
-        if not mine:
+        every = fit_examples(recipe, examples, culture.id)
+        if not every:
             if any(e.culture == culture.id and e.split == "fit" for e in examples):
                 raise MissingError(
                     f"no example of {culture.id} has been accepted, and train.review wants that. "
@@ -116,19 +132,17 @@ def wanted(
                 )
             how = "cmgr synthesize" + (" --no-evidence" if variant == "no-evidence" else "")
             raise MissingError(f"no training examples for {culture.id}. Make them: {how}")
-        if variant == "no-contrast":
-            kept = [e for e in mine if not e.inputs.get("contrast")]
-            if len(kept) == len(mine):
-                raise CmgrError(f"{culture.id} has no contrast pairs: without them is the same")
-            mine = kept
+        mine = _used(recipe, examples, culture.id, variant)
+        if variant == "no-contrast" and len(mine) == len(every):
+            raise CmgrError(f"{culture.id} has no contrast pairs: without them is the same")
         if variant in ("broad", "no-broad"):
             missing = "broad" if variant == "broad" else "task"
             if not any(e.stage == missing for e in mine):
                 raise CmgrError(f"{culture.id} has no examples of the {missing} stage")
         name = name_of(culture.id, variant)
         inputs = wanted_inputs(recipe, base, mine, start)
-        begin = SHARED if start else None
-        found.append(Wanted(name, culture, recipe, mine, inputs, variant, begin))
+        first = name_of(SHARED, variant) if start else None
+        found.append(Wanted(name, culture, recipe, mine, inputs, variant, first))
     return found
 
 
