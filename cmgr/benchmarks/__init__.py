@@ -19,7 +19,7 @@ from cmgr.errors import MissingError, UsageError
 from cmgr.recipe import Culture
 from cmgr.records import make_id
 
-__all__ = ["LOADERS", "Row", "culture_of", "in_part", "read"]
+__all__ = ["LOADERS", "Row", "culture_of", "in_part", "of_cultures", "read", "stranger"]
 
 
 def read(
@@ -105,6 +105,29 @@ def in_part(row: Row, part: str | None) -> bool:
     if not (first.isdigit() and count.isdigit() and 1 <= int(first) <= int(count)):
         raise UsageError(f"part {part!r}: write I/N with I from 1 to N, such as 1/2")
     return int(make_id("part", row.group or row.fields), 16) % int(count) == int(first) - 1
+
+
+def of_cultures(
+    cultures: Sequence[Culture],
+    loader: str,
+    path: Path,
+    columns: Mapping[str, str] | None = None,
+    part: str | None = None,
+) -> Iterator[tuple[int, Culture | None, Row | str]]:
+    """(number, whose it is, item) of a part, or (number, None, why that row has none).
+
+    An item of none of these cultures is `None`'s, too: see `stranger`. Raises as `read` does.
+    """
+    for number, row in read(loader, path, columns):
+        if isinstance(row, str):
+            yield number, None, row
+        elif in_part(row, part):
+            yield number, culture_of(cultures, row.culture, row.language), row
+
+
+def stranger(row: Row) -> str:
+    """Why an item is left out that is of no culture of the recipe."""
+    return f"a culture that the recipe does not have: {row.culture or 'none'}"
 
 
 # -- whom a file means --------------------------------------------------------------------------

@@ -176,13 +176,14 @@ def _show_prompts(ws: Workspace) -> None:
 def _forecast(ws: Workspace, culture: list[str] | None, json: bool) -> None:
     from cmgr import synthesize
     from cmgr.generators.calls import prices_of_day
+    from cmgr.synthesize.asking import forecast
 
     generator = ws.recipe.generator
     if generator.kind == "extractive":
         say("generator: extractive: no calls, no cost; seconds")
         return
     calls = synthesize.planned(ws, culture)
-    facts = synthesize.forecast(ws, calls)
+    facts = forecast(ws, calls)
     if json:
         emit_json({"model": generator.model, **facts})
         return

@@ -7,7 +7,7 @@ facts never trained (`fact`) are reported apart.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,10 +80,23 @@ def run(
     if not items:
         raise MissingError("no items to evaluate. Make some: cmgr synthesize; or give --data")
     base = resolve(ws.recipe.base.model, ws.folder)
-    examples = current_examples(ws)
-    able = Methods(ws, base, methods, items, examples)
+    able = Methods(ws, base, methods, items, current_examples(ws))
     if interference:
         able.need_all("interference")
+    return _evaluate(ws, name, items, able, seed, interference, judge, force, progress)
+
+
+def _evaluate(
+    ws: Workspace,
+    name: str,
+    items: Sequence[Item],
+    able: Methods,
+    seed: int = 1,
+    interference: bool = False,
+    judge: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Evaluation:
     decisions: dict[str, Decision] = {}
     try:
         decide = Router.load(ws.path("router")).decide
@@ -92,47 +105,17 @@ def run(
         able.drop_routed(str(error))
     if not able.wanted:
         raise MissingError("; ".join(f"{m}: {why}" for m, why in able.lacking.items()))
-
-    tokens = {task.id: _tokens(task) for task in ws.recipe.tasks}
-    asked: list[tuple[Item, Decision | None, dict[str, Question], dict[str, Question]]] = []
-    for item in items:
-        decision = decisions.get(item.messages[-1].content)
-        asks = able.asks(item, decision.culture if decision else None)
-        room = 0 if item.options else tokens.get(item.task, _TOKENS)
-        by_method = {m: Question(ask, tuple(item.options), room) for m, ask in asks.items()}
-        under = {}
-        if interference and item.options and "interference" not in able.lacking:
-            turns = able.plain(item)
-            under = {
-                c: Question(Ask(turns, ((c, 1.0),)), tuple(item.options)) for c in able.cultures
-            }
-        asked.append((item, decision, by_method, under))
-    scores = Scores(ws, base, able.adapters)
+    matrix = able.cultures if interference and "interference" not in able.lacking else []
+    asked = _asked(items, able, decisions, matrix, ws.recipe.tasks)
+    scores = Scores(ws, able.base, able.adapters)
     scores.compute(
-        [q for _, _, one, two in asked for q in (*one.values(), *two.values())],
+        [q for one in asked for q in (*one.by_method.values(), *one.under.values())],
         (lambda done, total: progress("eval", done, total)) if progress else None,
         force,
     )
-
-    results, errors = [], 0
-    for item, decision, by_method, under in asked:
-        every = [scores[q] for q in (*by_method.values(), *under.values())]
-        if any(score.error for score in every):
-            errors += 1
-            continue
-        said = {m: _said(item, scores, q) for m, q in by_method.items()}
-        results.append(
-            Result(
-                **item.model_dump(include=_CARRIED),
-                routed_to=decision.culture if decision else None,
-                probability=round(decision.probability, 6) if decision else None,
-                said=said,
-                right={m: _is_right(item, text) for m, text in said.items()},
-                under={c: _is_right(item, _said(item, scores, q)) for c, q in under.items()},
-            )
-        )
+    results = [result for one in asked if (result := _result(one, scores))]
     found = Evaluation(name, able.wanted, [], results, able.lacking, problems(items))
-    if errors:
+    if errors := len(items) - len(results):
         found.notes.append(f"{errors} items left out: too long for the context of the base")
     if not results:
         raise MissingError(f"nothing could be evaluated: {'; '.join(found.notes)}")
@@ -144,8 +127,55 @@ def run(
         *(tables.router(results, able.wanted, seed) if decisions else ()),
         *tables.interference(results),
     ]
-    _keep(ws, found, base, seed)
+    _keep(ws, found, able.base, seed)
     return found
+
+
+@dataclass
+class _Asked:
+    """An item, whom the router names for it, and what is asked: by method, under each adapter."""
+
+    item: Item
+    decision: Decision | None
+    by_method: dict[str, Question]
+    under: dict[str, Question]
+
+
+def _asked(
+    items: Sequence[Item],
+    able: Methods,
+    decisions: Mapping[str, Decision],
+    matrix: Sequence[str],
+    tasks: Sequence[Task],
+) -> list[_Asked]:
+    tokens = {task.id: _tokens(task) for task in tasks}
+    found = []
+    for item in items:
+        decision = decisions.get(item.messages[-1].content)
+        asks = able.asks(item, decision.culture if decision else None)
+        options = tuple(item.options)
+        room = 0 if options else tokens.get(item.task, _TOKENS)
+        by_method = {m: Question(ask, options, room) for m, ask in asks.items()}
+        turns = able.plain(item)
+        under = {c: Question(Ask(turns, ((c, 1.0),)), options) for c in matrix if options}
+        found.append(_Asked(item, decision, by_method, under))
+    return found
+
+
+def _result(one: _Asked, scores: Scores) -> Result | None:
+    """What was said to an item, and whether it is right; None where it did not fit the context."""
+    item, decision = one.item, one.decision
+    if any(scores[q].error for q in (*one.by_method.values(), *one.under.values())):
+        return None
+    said = {m: _said(item, scores, q) for m, q in one.by_method.items()}
+    return Result(
+        **item.model_dump(include=_CARRIED),
+        routed_to=decision.culture if decision else None,
+        probability=round(decision.probability, 6) if decision else None,
+        said=said,
+        right={m: _is_right(item, text) for m, text in said.items()},
+        under={c: _is_right(item, _said(item, scores, q)) for c, q in one.under.items()},
+    )
 
 
 _CARRIED = {"id", "culture", "task", "split", "group", "contested", "answer", "labels"}
@@ -199,16 +229,17 @@ def _inputs(ws: Workspace, items: Sequence[Item], methods: Methods) -> str:
     )
 
 
-def _planned(ws: Workspace) -> tuple[list[Item], list[str], str]:
+def _planned(ws: Workspace) -> tuple[list[Item], Methods, str]:
     """The stage's items and methods, and its inputs' hash. Raises MissingError without either."""
-    items = own_items(ws)
+    examples = current_examples(ws)
+    items = of_examples(ws.recipe, pick(ws, examples))
     if not items:
         raise MissingError("no held-out items. Make them: cmgr synthesize")
     base = resolve(ws.recipe.base.model, ws.folder)
-    methods = Methods(ws, base, default_methods(ws), items, current_examples(ws))
-    if "routed" in methods.lacking:
-        raise MissingError(methods.lacking["routed"])
-    return items, methods.wanted, _inputs(ws, items, methods)
+    able = Methods(ws, base, default_methods(ws), items, examples)
+    if "routed" in able.lacking:
+        raise MissingError(able.lacking["routed"])
+    return items, able, _inputs(ws, items, able)
 
 
 def wanted_inputs(ws: Workspace) -> str:
@@ -221,11 +252,11 @@ def build(ws: Workspace, force: bool = False, progress: Progress | None = None) 
 
     Raises MissingError without items, adapters or router.
     """
-    items, methods, inputs = _planned(ws)
+    items, able, inputs = _planned(ws)
     if not force and ws.is_current("eval", inputs):
         return False
     router = Router.load(ws.path("router"))
-    found = run(ws, OWN, items, methods, force=force, progress=progress)
+    found = _evaluate(ws, OWN, items, able, force=force, progress=progress)
     tried = _tried(ws, router)
     ws.finish(
         "eval", inputs, table=found.rows, methods=found.methods, items=len(items), tried=tried

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 from cmgr.errors import UsageError
 from cmgr.generators import writing
 from cmgr.generators.calls import Budget, price_of
-from cmgr.llm import repair
 from cmgr.overlap import UNSPACED
 from cmgr.stats import kappa
-from cmgr.synthesize import ask, calls_of
+from cmgr.synthesize.asking import answers, calls_of
 from cmgr.workspace import Progress, Workspace
 
 if TYPE_CHECKING:
@@ -77,15 +76,12 @@ def judged(
                 ws.recipe, item.culture, item.task, question, item.accepted, said
             )
             looks.append((result, method, request))
-    calls = calls_of(ws)
-    todo = {request.key: request for _, _, request in looks if calls.get(request) is None}
-    ask(ws, list(todo.values()), calls, Budget(price_of(generator)), progress)
+    budget = Budget(price_of(generator))
+    verdicts = answers(ws, [request for _, _, request in looks], calls_of(ws), budget, progress)
     both: dict[str, list[tuple[str, str]]] = {}
     unanswered: dict[str, int] = {}
     for result, method, request in looks:
-        text = calls.get(request)
-        value = repair(text) if text else None
-        right = value.get("right") if isinstance(value, dict) else None
+        right = verdicts.get(request.key, {}).get("right")
         if not isinstance(right, bool):
             unanswered[result.task] = unanswered.get(result.task, 0) + 1
             continue

@@ -125,16 +125,13 @@ def of_file(
     whose = {c.id for c in recipe.pick(list(cultures) if cultures else None)}
     items: dict[str, Item] = {}
     left_out: Counter[str] = Counter()
-    for _, row in benchmarks.read(loader, path, columns):
+    for _, culture, row in benchmarks.of_cultures(recipe.cultures, loader, path, columns, part):
         if isinstance(row, str):
             left_out[row] += 1
             continue
-        if not benchmarks.in_part(row, part):
-            continue
-        culture = benchmarks.culture_of(recipe.cultures, row.culture, row.language)
         if culture is None:
             if not cultures:
-                left_out[f"a culture that the recipe does not have: {row.culture}"] += 1
+                left_out[benchmarks.stranger(row)] += 1
             continue
         if culture.id not in whose:
             continue

@@ -59,7 +59,7 @@ class Methods:
         items: Sequence[Item],
         examples: Sequence[Example],
     ) -> None:
-        self._ws, self._base = ws, base
+        self._ws, self.base = ws, base
         self.lacking: dict[str, str] = {}
         self.adapters: dict[str, str] = {}
         self.shots = self._shots(examples)
@@ -96,7 +96,7 @@ class Methods:
             return
         path = self._ws.path("adapters", name, "adapter.gguf")
         made_for = (read_json(path.with_name("manifest.json")) or {}).get("base_fingerprint")
-        if not path.is_file() or made_for != self._base.fingerprint:
+        if not path.is_file() or made_for != self.base.fingerprint:
             how = f"cmgr train --variant {method}" if method in VARIANTS else "cmgr train"
             if method == MERGED:
                 names = " ".join(culture.id for culture in self._ws.recipe.cultures)

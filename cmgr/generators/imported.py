@@ -161,17 +161,15 @@ def _published(
     part: str | None,
 ) -> Iterator[tuple[int, _Given | str]]:
     """The items of a benchmark's files."""
-    for number, row in benchmarks.read(loader, path, columns):
+    rows = benchmarks.of_cultures(recipe.cultures, loader, path, columns, part)
+    for number, whose, row in rows:
         if isinstance(row, str):
             yield number, row
             continue
-        if not benchmarks.in_part(row, part):
-            continue
-        whose = benchmarks.culture_of(recipe.cultures, row.culture, row.language)
         if whose is None and not row.culture:
             whose = culture
         if whose is None:
-            yield number, f"a culture that the recipe does not have: {row.culture or 'none'}"
+            yield number, benchmarks.stranger(row)
         elif culture in (None, whose):
             yield (
                 number,

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from cmgr import search
-from cmgr.checks import Checks, supports
+from cmgr.checks import Checks
 from cmgr.errors import MissingError, UsageError
-from cmgr.generators import extractive, imported, llama, openai_batch, openai_compatible, writing
-from cmgr.generators.calls import Budget, Calls, price_of, tokens_of
-from cmgr.llm import repair
+from cmgr.generators import extractive, imported, writing
+from cmgr.generators.calls import Budget, price_of
 from cmgr.records import Evidence, Example, Record, make_id, now
+from cmgr.synthesize.asking import ask, calls_of
+from cmgr.synthesize.sorting import Outcome, checked, left_out, look_again, yields
 from cmgr.workspace import Progress, Workspace, hash_parts, hash_records
-
-# for a forecast: tokens of an example, tokens a second of a small model here, seconds a call
-SHOWN, TOKENS_A_SECOND, CALL_SECONDS = 150, 100, 8
 
 
 def wanted_inputs(ws: Workspace) -> str:
@@ -46,16 +43,6 @@ def bare_examples(ws: Workspace) -> list[Example]:
     """The examples that a model wrote without evidence, for the ablation."""
     wanted = {i for part in ws.parts(writing.BARE).values() for i in part["ids"]}
     return [e for e in ws.read("examples", Example) if e.id in wanted] if wanted else []
-
-
-@dataclass
-class Outcome:
-    """What came of one culture's share: kept, and left out with the reason; calls not answered."""
-
-    kept: list[Example] = field(default_factory=list)
-    failed: list[Record] = field(default_factory=list)
-    came: Counter[str] = field(default_factory=Counter)  # by task ("" for broad)
-    unanswered: int = 0
 
 
 def build(
@@ -98,7 +85,7 @@ def build(
         return False
 
     if recipe.generator.kind == "extractive":
-        made = _checked(ws, evidence, list(extractive.generate(recipe, evidence)))
+        made = checked(ws, evidence, list(extractive.generate(recipe, evidence)))
     else:
         budget = Budget(price_of(recipe.generator), max_cost, max_calls)
         requests = _requests(ws, {c.id for c in todo})
@@ -114,7 +101,7 @@ def build(
             "ids": [e.id for e in mine.kept],
             "examples": dict(Counter(f"{e.stage}/{e.split}" for e in mine.kept)),
             "quarantined": len(bad),
-            "yield": _yields(mine),
+            "yield": yields(mine),
             "unanswered": mine.unanswered,
             "imported": parts.get(culture.id, {}).get("imported", []),
         }
@@ -144,60 +131,15 @@ def build_bare(
         raise MissingError("no evidence to take the topics from. Find some: cmgr search")
     budget = Budget(price_of(ws.recipe.generator), max_cost, max_calls)
     requests = list(writing.bare_requests(ws.recipe, evidence))
-    made = _written(ws, evidence, requests, budget, progress, look_again=False)
+    made = _written(ws, evidence, requests, budget, progress, second=False)
     have = {e.id for e in ws.read("examples", Example)}
     parts = {}
     for culture, mine in made.items():
         ws.append("examples", [e for e in mine.kept if e.id not in have])
         ids = [e.id for e in mine.kept]
-        parts[culture] = {"ids": ids, "yield": _yields(mine), "unanswered": mine.unanswered}
+        parts[culture] = {"ids": ids, "yield": yields(mine), "unanswered": mine.unanswered}
     ws.finish(writing.BARE, make_id(writing.BARE, parts), cultures=parts)
     return parts
-
-
-def _yields(mine: Outcome) -> dict[str, dict[str, Any]]:
-    """Per task (broad: for all): how many came, passed, and why the rest did not."""
-    kept = Counter(e.task or "broad" for e in mine.kept)
-    reasons: dict[str, Counter[str]] = defaultdict(Counter)
-    for record in mine.failed:
-        value = record.model_dump()
-        reasons[value.get("task") or "broad"][value["reason"]] += 1
-    return {
-        task: {"came": n, "kept": kept[task], "left_out": dict(reasons[task])}
-        for task, n in mine.came.items()
-    }
-
-
-def _checked(
-    ws: Workspace,
-    evidence: list[Evidence],
-    examples: Sequence[Example],
-    prompts: Sequence[str] = (),
-) -> dict[str, Outcome]:
-    """The examples that stand every check, and the others with the reason, by culture."""
-    checks = Checks(ws.recipe, evidence, search.excluded_items(ws), prompts)
-    made: dict[str, Outcome] = defaultdict(Outcome)
-    for example in examples:
-        mine = made[example.culture]
-        mine.came[example.task or "broad"] += 1
-        reason = checks.reason(example)
-        if reason is None:
-            mine.kept.append(example)
-        else:
-            mine.failed.append(_left_out(example, reason))
-    return made
-
-
-def _left_out(example: Example, reason: str) -> Record:
-    return Record.model_validate(
-        {
-            **example.model_dump(),
-            "id": make_id("quarantine", example.id, reason),
-            "example_id": example.id,
-            "reason": reason,
-            "at": now(),
-        }
-    )
 
 
 def import_file(
@@ -233,7 +175,7 @@ def import_file(
         elif row.id not in known:
             made[row.culture].came[task] += 1
             if reason := checks.reason(row):
-                made[row.culture].failed.append(_left_out(row, reason))
+                made[row.culture].failed.append(left_out(row, reason))
             else:
                 made[row.culture].kept.append(row)
     quarantined = {getattr(r, "id", "") for r in ws.read("quarantine", Record)}
@@ -246,7 +188,7 @@ def import_file(
             entry = parts.setdefault(culture_id, {**empty, "unanswered": 0})
             entry["imported"] = [*entry.get("imported", []), *(e.id for e in mine.kept)]
     _finish(ws, parts)
-    return {culture_id: _yields(mine)[task] for culture_id, mine in made.items()}
+    return {culture_id: yields(mine)[task] for culture_id, mine in made.items()}
 
 
 # -- a model writes -----------------------------------------------------------------------------
@@ -264,18 +206,13 @@ def _requests(ws: Workspace, wanted: set[str]) -> list[writing.Request]:
     return [r for r in found if wanted & {r.culture, r.other}]
 
 
-def calls_of(ws: Workspace) -> Calls:
-    """The answers of models that the workspace keeps."""
-    return Calls(ws.path("cache", "calls"))
-
-
 def _written(
     ws: Workspace,
     evidence: list[Evidence],
     requests: Sequence[writing.Request],
     budget: Budget,
     progress: Progress | None,
-    look_again: bool = True,
+    second: bool = True,
 ) -> dict[str, Outcome]:
     calls = calls_of(ws)
     ask(ws, [r for r in requests if calls.get(r) is None], calls, budget, progress)
@@ -296,7 +233,7 @@ def _written(
             except writing.MalformedError as error:
                 malformed.append((request, f"schema: {error}"))
     system = writing.prompt(ws.recipe.generator, "system", {})
-    made = _checked(ws, evidence, examples, [system])
+    made = checked(ws, evidence, examples, [system])
     for n, (request, reason) in enumerate(malformed):
         mine = made[request.culture]
         mine.came[request.task or "broad"] += 1
@@ -314,10 +251,10 @@ def _written(
         )
     for culture, count in unanswered.items():
         made[culture].unanswered = count
-    if look_again and ws.recipe.generator.judge:
-        _look_again(ws, evidence, made, "judge", calls, budget, progress)
-    if look_again and ws.recipe.generator.again:
-        _look_again(ws, evidence, made, "again", calls, budget, progress)
+    if second and ws.recipe.generator.judge:
+        look_again(ws, evidence, made, "judge", calls, budget, progress)
+    if second and ws.recipe.generator.again:
+        look_again(ws, evidence, made, "again", calls, budget, progress)
     if budget.stopped:
         ws.say(f"stopped before {budget.stopped} would be exceeded; what was written is kept")
     if budget.calls:
@@ -327,114 +264,6 @@ def _written(
             f"{budget.tokens['output']} out, cost {spent}"
         )
     return made
-
-
-def ask(
-    ws: Workspace,
-    requests: Sequence[writing.Request],
-    calls: Calls,
-    budget: Budget,
-    progress: Progress | None,
-) -> None:
-    """Make these calls, and tell how far it is and what it costs."""
-    if not requests:
-        return
-    done = 0
-    failed: Counter[str] = Counter()
-    total = sum(budget.most(r) for r in requests)
-
-    def told(request: writing.Request, reason: str | None) -> None:
-        nonlocal done
-        done += 1
-        if reason:
-            failed[reason] += 1
-        if progress:
-            label = "synthesize"
-            if total and budget.price:
-                label += f" · ${budget.cost:.2f} of ~${budget.cost / done * len(requests):.2f}"
-            if failed:
-                label += f" · {failed.total()} errors"
-            progress(label, done, len(requests))
-
-    generator = ws.recipe.generator
-    if generator.kind == "llama":
-        llama.write(generator, ws.folder, requests, calls, budget, told)
-    elif generator.kind == "openai_batch":
-        state = ws.path("cache", "batch.json")
-        openai_batch.write(generator, state, requests, calls, budget, told, ws.say)
-    else:
-        openai_compatible.write(generator, requests, calls, budget, told)
-    if failed:
-        ws.say(f"calls without an answer: {_counted(failed)}. Run again to make them.")
-
-
-def _look_again(
-    ws: Workspace,
-    evidence: list[Evidence],
-    made: dict[str, Outcome],
-    kind: Literal["judge", "again"],
-    calls: Calls,
-    budget: Budget,
-    progress: Progress | None,
-) -> None:
-    """Drop what a judge scores too low, or what the model answers otherwise from its passage."""
-    by_id = {item.id: item for item in evidence}
-    looks = {
-        e.id: writing.second_look(ws.recipe, kind, e, by_id[e.evidence_ids[0]])
-        for mine in made.values()
-        for e in mine.kept
-    }
-    ask(ws, [r for r in looks.values() if calls.get(r) is None], calls, budget, progress)
-    least = ws.recipe.generator.judge or 0
-    for mine in made.values():
-        kept = []
-        for example in mine.kept:
-            text = calls.get(looks[example.id])
-            if text is None:
-                mine.unanswered += 1
-                kept.append(example)
-                continue
-            value = repair(text)
-            value = value if isinstance(value, dict) else {}
-            reason = None
-            if kind == "judge":
-                score = value.get("score")
-                score = score if isinstance(score, int) and 1 <= score <= 5 else 0
-                example = example.model_copy(update={"judge": score})
-                reason = None if score >= least else f"judge: {score} of 5"
-            else:
-                answer = str(value.get("answer", ""))
-                same = answer == example.answer or (
-                    not example.inputs.get("options") and supports(answer, example.answer)
-                )
-                reason = None if same else "another answer from the passage alone"
-            if reason:
-                mine.failed.append(_left_out(example, reason))
-            else:
-                kept.append(example)
-        mine.kept = kept
-
-
-def forecast(ws: Workspace, requests: Sequence[writing.Request]) -> dict[str, Any]:
-    """What these calls mean, by estimate: tokens, US dollars (None where no price is known)."""
-    asked = sum(tokens_of(m.content) for r in requests for m in r.messages)
-    each = ws.recipe.generator.per_call * SHOWN
-    price = price_of(ws.recipe.generator)
-    written = each * len(requests)
-    local = ws.recipe.generator.kind == "llama"
-    # one after the other here; elsewhere many at once
-    seconds = written / TOKENS_A_SECOND if local else CALL_SECONDS * (1 + len(requests) / 32)
-    return {
-        "calls": len(requests),
-        "input_tokens": asked,
-        "output_tokens": written,
-        "minutes": seconds / 60 if requests else 0.0,
-        "cost": (asked * price.input + written * price.output) / 1e6 if price else None,
-    }
-
-
-def _counted(values: Counter[str]) -> str:
-    return ", ".join(f"{reason} ({n})" for reason, n in values.most_common())
 
 
 # -- what is up to date -------------------------------------------------------------------------
