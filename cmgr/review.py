@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cmgr.checks import Checks, answer_text, support
+from cmgr.checks import Checks, answer_text
+from cmgr.checks.texts import support
 from cmgr.errors import MissingError, UsageError
 from cmgr.records import Evidence, Example, Record, make_id, now
 from cmgr.search import current_evidence

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's where PyYAML is built with it
+LETTERS = "ABCDEFGHIJ"  # of options that are lettered
 ID = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 

@@ -1,4 +1,4 @@
-"""cmgr/checks.py: a good example stands, each fault is named; measured on a set of 400."""
+"""cmgr/checks/: a good example stands, each fault is named; measured on a set of 400."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cmgr.checks import Checks, stands_in, supports, turned
+from cmgr.checks import Checks
+from cmgr.checks.texts import stands_in, supports, turned
 from cmgr.overlap import Excluded
 from cmgr.recipe import Recipe
 from cmgr.records import Evidence, Example, make_id

@@ -1,4 +1,4 @@
-"""cmgr/synthesize.py and the extractive generator: splits, options, balance, re-runs."""
+"""cmgr/synthesize/ and the extractive generator: splits, options, balance, re-runs."""
 
 from collections import Counter, defaultdict
 from pathlib import Path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from hypothesis import strategies as st
 from pytest_httpserver import HTTPServer
 
 from cmgr.recipe import Web as Settings
-from cmgr.sources import web as net
+from cmgr.sources import requesting as net
 from cmgr.sources.fetch import Page, Pages
 from cmgr.sources.web import SourceError, Web
 
@@ -136,7 +135,7 @@ def test_nobody_listens(reader: Reader) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    reader.web._allowed.add(("127.0.0.1", port))
+    reader.web.requester.allowed.add(("127.0.0.1", port))
     assert reader.reason(f"http://127.0.0.1:{port}/") == "no connection"
     assert reader.reason("http://nowhere.invalid/") == "unknown host"
 
@@ -204,18 +203,16 @@ def test_other_schemes_are_refused(reader: Reader, url: str) -> None:
 
 def test_robots_txt_counts(server: HTTPServer, tmp_path: Path) -> None:
     reader = Reader(server, tmp_path)
-    reader.web._allowed.clear()  # no longer a server of the user's own ...
-    reader.web._session(False)
-    reader.web._local = threading.local()
-    monkey = net._public
-    net._public = lambda address: True  # ... but one of the internet
+    reader.web.requester.allowed.clear()  # no longer a server of the user's own ...
+    monkey = net.is_public
+    net.is_public = lambda address: True  # ... but one of the internet
     try:
         assert reader.reason("/closed/page") == "robots.txt forbids it"
         assert reader.read("/page").text.markdown
         assert asked(server, "/robots.txt") == 1
         assert asked(server, "/closed/page") == 0
     finally:
-        net._public = monkey
+        net.is_public = monkey
         reader.close()
 
 
@@ -254,7 +251,7 @@ def test_closing_lets_everybody_go(server: HTTPServer, tmp_path: Path) -> None:
 
 @given(st.ip_addresses())
 def test_public_means_global(address: object) -> None:
-    public = net._public(str(address))
+    public = net.is_public(str(address))
     if public:
         assert getattr(address, "is_global", False)
         assert not getattr(address, "is_private", True)

@@ -15,8 +15,8 @@ from typing import Any
 
 from cmgr.benchmarks.formats import Record, rows_of
 from cmgr.errors import UsageError
+from cmgr.tasks import LETTERS
 
-LETTERS = "ABCDEFGHIJ"
 LONGEST_LITERAL = 100_000  # characters of a cell that is parsed
 
 

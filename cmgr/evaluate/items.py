@@ -9,7 +9,7 @@ from typing import Any
 
 from cmgr import benchmarks
 from cmgr.errors import UsageError
-from cmgr.generators.writing import MalformedError, in_format, task_of
+from cmgr.generators.task_format import MalformedError, in_format, task_of
 from cmgr.recipe import Recipe
 from cmgr.records import Example, Message, Record, make_id
 from cmgr.tasks import Task, card

@@ -10,7 +10,7 @@ from typing import Any
 from cmgr import benchmarks
 from cmgr.benchmarks.formats import rows_of
 from cmgr.errors import UsageError
-from cmgr.generators.writing import MalformedError, in_format, task_of
+from cmgr.generators.task_format import MalformedError, in_format, task_of
 from cmgr.recipe import Culture, Recipe
 from cmgr.records import Evidence, Example, Message, Split, make_id, now
 from cmgr.tasks import Task

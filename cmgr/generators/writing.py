@@ -13,13 +13,13 @@ from typing import Any, Literal
 
 import yaml
 
+from cmgr.generators.task_format import MalformedError, in_format, same, task_of
 from cmgr.llm import repair
 from cmgr.recipe import Culture, Generator, Recipe
 from cmgr.records import Evidence, Example, Message, Split, make_id, now
 from cmgr.search.queries import language_name, languages_of
 from cmgr.tasks import LOADER, Task
 
-LETTERS = "ABCDEFGHIJ"
 BARE = "bare"  # what the generator's name begins with where an example rests on no evidence
 TOKENS_EACH = 300  # of an answer, for each example that is asked for
 _WHY: dict[str, Any] = {"type": "string", "maxLength": 200}
@@ -44,10 +44,6 @@ class Request:
     tokens: int
 
 
-class MalformedError(Exception):
-    """An item of an answer that has not the form of an example; says why."""
-
-
 @cache
 def _prompts() -> dict[str, str]:
     text = files("cmgr.generators").joinpath("prompts.yaml").read_text(encoding="utf-8")
@@ -60,16 +56,6 @@ def prompt(generator: Generator, name: str, values: Mapping[str, str]) -> str:
     text = generator.prompts.get(name) or _prompts()[name]
     filled = re.sub(r"\{(\w+)\}", lambda m: values.get(m[1], m[0]), text)
     return re.sub(r"\n{3,}", "\n\n", filled).strip()
-
-
-def task_of(task: Task) -> Task:
-    """A task as a model writes for it: where it has wordings alone, their question is the field."""
-    if task.prompt:
-        return task
-    wording = next(w for w in task.wordings if w.split == "fit")
-    text = wording.text.replace("{topic}", "this")
-    fields = {"question": "a question on what one does or expects, which names no country"}
-    return task.model_copy(update={"prompt": text, "fields": fields, "options": task.options or 3})
 
 
 def requests(recipe: Recipe, evidence: Sequence[Evidence]) -> Iterator[Request]:
@@ -389,61 +375,8 @@ def _options(
     given = item.get("options")
     if not isinstance(given, list) or not all(isinstance(o, str) and o.strip() for o in given):
         raise MalformedError("no options")
-    wrong = [" ".join(o.split()) for o in given if _same(o) != _same(answer)]
+    wrong = [" ".join(o.split()) for o in given if same(o) != same(answer)]
     if request.kind == "contrast":
         theirs = " ".join(str(item.get("answer" if other else "other_answer", "")).split())
-        wrong = [theirs, *(o for o in wrong if _same(o) != _same(theirs))]
+        wrong = [theirs, *(o for o in wrong if same(o) != same(theirs))]
     return wrong
-
-
-def in_format(
-    task: Task,
-    culture: Culture,
-    fields: dict[str, str],
-    answer: str,
-    wrong: Sequence[str] | None,
-    named: bool = True,
-    order: Sequence[str] = (),
-) -> tuple[str, str, dict[str, Any]]:
-    """The prompt in the task's exact format, the answer in it, and what they were made from.
-
-    We place the right option ourselves, by hash: a model likes some letters better; `order` is a
-    published one, the answer in it, and stays. Without `named` the prompt says "this country".
-    Raises MalformedError for too few options, or an answer that is none of them.
-    """
-    inputs: dict[str, Any] = dict(fields)
-    spread = int(make_id("place", fields, culture.id), 16)
-    places = [culture.name, *culture.places]
-    values = {**fields, "culture": "this country", "place": "this country"}
-    if named:
-        values |= {"culture": culture.name, "place": places[spread % len(places)]}
-    if task.labels:
-        inputs["options"] = task.labels
-    elif task.options:
-        if order:
-            options = list(order)
-            at = next((n for n, o in enumerate(order) if _same(o) == _same(answer)), -1)
-            if at < 0 or len(order) < 2:
-                raise MalformedError("the answer is none of the options")
-            answer = options[at]
-        else:
-            others = [o for o in wrong or () if _same(o) != _same(answer)][: task.options - 1]
-            if len({_same(o) for o in others}) < task.options - 1:
-                raise MalformedError("too few options")
-            at = spread % task.options
-            options = [*others[:at], answer, *others[at:]]
-        inputs["options"] = options
-        if "{options}" in task.prompt:
-            letters = LETTERS[: len(options)]
-            lines = [f"{c}. {o}" for c, o in zip(letters, options, strict=True)]
-            values["options"] = "\n".join(lines)
-            inputs |= {"options": list(letters), "texts": options}
-            answer = letters[at]
-    content = re.sub(r"\{(\w+)\}", lambda m: values.get(m[1], m[0]), task.prompt)
-    if task.instruction:
-        content = f"{task.instruction}\n\n{content}"
-    return content, answer, inputs
-
-
-def _same(text: str) -> str:
-    return " ".join(text.split()).casefold().rstrip(".")

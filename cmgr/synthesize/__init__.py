@@ -12,6 +12,7 @@ from cmgr.checks import Checks
 from cmgr.errors import MissingError, UsageError
 from cmgr.generators import extractive, imported, writing
 from cmgr.generators.calls import Budget, price_of
+from cmgr.generators.task_format import MalformedError
 from cmgr.records import Evidence, Example, Record, make_id, now
 from cmgr.synthesize.asking import ask, calls_of
 from cmgr.synthesize.sorting import Outcome, checked, left_out, look_again, yields
@@ -230,7 +231,7 @@ def _written(
         for item in items:
             try:
                 examples += writing.examples(ws.recipe, request, item)
-            except writing.MalformedError as error:
+            except MalformedError as error:
                 malformed.append((request, f"schema: {error}"))
     system = writing.prompt(ws.recipe.generator, "system", {})
     made = checked(ws, evidence, examples, [system])

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from cmgr import search
-from cmgr.checks import Checks, supports
+from cmgr.checks import Checks
+from cmgr.checks.texts import supports
 from cmgr.generators import writing
 from cmgr.generators.calls import Budget, Calls
 from cmgr.records import Evidence, Example, Record, make_id, now
