@@ -113,7 +113,9 @@ def main() -> None:
         alone, six = batch_alone(ws, items), whole(ws, items, SIX)
         two = whole(ws, items, SIX[:2])
         rounds.append((alone / six, six / two, alone, six, two))
-        print(f"round {number + 1}: batch {alone:.1f} s, six {six:.1f} s, two {two:.1f} s")
+        print(
+            f"round {number + 1}: batch {alone:.1f} s, six {six:.1f} s, two {two:.1f} s", flush=True
+        )
     rate = statistics.median(r[0] for r in rounds)
     more = statistics.median(r[1] for r in rounds)
     print(f"{len(items)} items x 6 methods: {rate:.2f} of the batch runtime's own rate")
