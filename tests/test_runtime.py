@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from cmgr.base import resolve
 from cmgr.errors import CmgrError, MissingError, UsageError
+from cmgr.loading import model_params
 from cmgr.records import Message
 from cmgr.runtime import Runtime
 from cmgr.runtime.llama import Reader
@@ -196,6 +198,16 @@ def test_adapters_change_the_answer_and_the_base_stays(runtime: Runtime) -> None
     assert not np.array_equal(base, japan)
     assert np.array_equal(runtime.next_logits(QUESTION, {}), base)
     assert np.array_equal(runtime.next_logits(QUESTION, {"japan": 1.0}), japan)
+
+
+@pytest.mark.parametrize(("system", "extra"), [(b"AMX_INT8 = 1 |", False), (b"AVX2 = 1 |", True)])
+def test_no_model_is_loaded_into_amx_tiles(system: bytes, extra: bool) -> None:
+    """On such a processor the first prompt may end the process; the other tests run on it, too."""
+    params = SimpleNamespace(use_extra_bufts=True)
+    lib = SimpleNamespace(
+        llama_model_default_params=lambda: params, llama_print_system_info=lambda: system
+    )
+    assert model_params(lib).use_extra_bufts is extra
 
 
 def test_a_score_is_the_mean_log_probability_of_its_tokens(runtime: Runtime) -> None:

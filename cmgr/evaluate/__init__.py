@@ -62,7 +62,7 @@ def run(
     ws: Workspace,
     name: str,
     items: Sequence[Item],
-    methods: Sequence[str],
+    methods: Sequence[str] | Methods,
     *,
     seed: int = 1,
     interference: bool = False,
@@ -72,31 +72,21 @@ def run(
 ) -> Evaluation:
     """Put every item by every method; keep the figures in eval/NAME.json, the items beside it.
 
-    Scores are kept by model, adapters and prompt, as they come: what was scored before, for any
-    method, is not computed again. A method whose adapter is missing is left out (`lacking`), and
-    an item that does not fit the context is left out for all. Raises MissingError where there are
-    no items, or no method can be evaluated.
+    `methods` are their names, or what has been made of them for these items. Scores are kept by
+    model, adapters and prompt, as they come: what was scored before, for any method, is not
+    computed again. A method whose adapter is missing is left out (`lacking`), and an item that does
+    not fit the context is left out for all. Raises MissingError where there are no items, or no
+    method can be evaluated.
     """
     if not items:
         raise MissingError("no items to evaluate. Make some: cmgr synthesize; or give --data")
-    base = resolve(ws.recipe.base.model, ws.folder)
-    able = Methods(ws, base, methods, items, current_examples(ws))
+    if isinstance(methods, Methods):
+        able = methods
+    else:
+        base = resolve(ws.recipe.base.model, ws.folder)
+        able = Methods(ws, base, methods, items, current_examples(ws))
     if interference:
         able.need_all("interference")
-    return _evaluate(ws, name, items, able, seed, interference, judge, force, progress)
-
-
-def _evaluate(
-    ws: Workspace,
-    name: str,
-    items: Sequence[Item],
-    able: Methods,
-    seed: int = 1,
-    interference: bool = False,
-    judge: bool = False,
-    force: bool = False,
-    progress: Progress | None = None,
-) -> Evaluation:
     decisions: dict[str, Decision] = {}
     try:
         decide = Router.load(ws.path("router")).decide
@@ -256,7 +246,7 @@ def build(ws: Workspace, force: bool = False, progress: Progress | None = None) 
     if not force and ws.is_current("eval", inputs):
         return False
     router = Router.load(ws.path("router"))
-    found = _evaluate(ws, OWN, items, able, force=force, progress=progress)
+    found = run(ws, OWN, items, able, force=force, progress=progress)
     tried = _tried(ws, router)
     ws.finish(
         "eval", inputs, table=found.rows, methods=found.methods, items=len(items), tried=tried
