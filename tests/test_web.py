@@ -96,6 +96,18 @@ def test_what_fails_once_is_asked_again(reader: Reader) -> None:
     assert asked(reader.server, "/missing") == 1
 
 
+def test_what_is_tried_again_later_keeps_no_other_page_waiting(
+    server: HTTPServer, tmp_path: Path
+) -> None:
+    reader = Reader(server, tmp_path, backoff=30)
+    later = reader.pages.fetch(server.url_for("/broken-server"))
+    while not any(job.tries for host in reader.web._hosts.values() for job in host.jobs):
+        time.sleep(0.01)
+    assert reader.read("/page").text.markdown
+    assert not later.done()
+    reader.close()
+
+
 def test_what_the_server_says_of_its_charset_may_be_wrong(reader: Reader) -> None:
     assert "会釈" in reader.read("/charset").text.markdown
     assert "会釈" in reader.read("/sjis").text.markdown

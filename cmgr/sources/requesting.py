@@ -61,7 +61,7 @@ class Response:
     kept: bool = False
 
 
-@dataclass
+@dataclass(eq=False)
 class Request:
     """What is asked for: a `page`, which must be text, or an API's answer.
 

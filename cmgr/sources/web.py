@@ -42,7 +42,7 @@ CRAWL_DELAY = 30.0  # seconds; a robots.txt that asks for more gets this much
 ROBOTS_BYTES = 500 * 1024  # RFC 9309: at least this much of a robots.txt is read
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class _Job(Request):
     key: str
     future: Future[Response]
@@ -219,13 +219,16 @@ class Web:
                 for host in self._hosts.values():
                     if not host.jobs or host.active >= self.settings.per_host:
                         continue
-                    turn = max(host.ready_at, host.jobs[0].not_before)
+                    # one that is to be tried again later keeps no other waiting
+                    job = next((j for j in host.jobs if j.not_before <= at), host.jobs[0])
+                    turn = max(host.ready_at, job.not_before)
                     if turn <= at:
                         host.active += 1
-                        job = host.jobs.popleft()
+                        host.jobs.remove(job)
                         delay = self.settings.delay if job.delay is None else job.delay
                         host.ready_at = at + max(delay, host.crawl_delay if job.page else 0)
                         return host, job
+                    turn = max(host.ready_at, min(j.not_before for j in host.jobs))
                     soonest = min(soonest, turn)
                 self._wake.wait(max(0.001, soonest - at))
             return None
