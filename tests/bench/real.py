@@ -1,6 +1,6 @@
 """Does it help on real data? Trained on one part of a benchmark, asked the other.
 
-    python tests/bench/real.py blend --data FOLDER --work DIR [--kind standard]
+    python tests/bench/real.py blend --data FOLDER --work DIR [--kind standard] [--rank 16]
     python tests/bench/real.py hate --data FOLDER --work DIR
     python tests/bench/real.py fork --data FOLDER --work DIR
     python tests/bench/real.py hate --data FOLDER --work DIR --methods shared,routed --limit 400
@@ -65,7 +65,7 @@ RUNS: dict[str, dict[str, Any]] = {
 METHODS = "base,prompt,few-shot,shared,merged,broad,routed,oracle"
 
 
-def prepare(name: str, data: Path, work: Path, kind: str) -> Path:
+def prepare(name: str, data: Path, work: Path, kind: str, rank: int) -> Path:
     """A folder with the recipe and a folder of documents per culture; returns the recipe."""
     run = RUNS[name]
     work.mkdir(parents=True, exist_ok=True)
@@ -82,7 +82,7 @@ def prepare(name: str, data: Path, work: Path, kind: str) -> Path:
         "cultures": [{"id": c, "name": NAMES[c]} for c in run["cultures"]],
         "sources": [{"kind": "documents", "path": "documents"}],
         "tasks": [run["task"]],
-        "adapter": {"kind": kind, "rank": 8, "alpha": 16},
+        "adapter": {"kind": kind, "rank": rank, "alpha": 2 * rank},
         "train": {**run["train"], "validation": 0.0},
     }
     path = work / "recipe.yaml"
@@ -105,11 +105,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--kind", default="activated", choices=("activated", "standard"))
+    parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--methods", default=METHODS)
     options, more = parser.parse_known_args()
     run = RUNS[options.run]
-    source = options.work / f"{options.run}-{options.kind}"
-    recipe = prepare(options.run, options.data, source, options.kind)
+    source = options.work / f"{options.run}-{options.kind}-{options.rank}"
+    recipe = prepare(options.run, options.data, source, options.kind, options.rank)
     ws = str(source / "workspace")
     at = ("-w", ws)
     data, loader = str(options.data / run["file"]), ("--loader", run["loader"])
