@@ -38,34 +38,37 @@ def shingles(text: str, size: int = SHINGLE) -> set[tuple[str, ...]]:
 
 
 class NearDuplicates(Generic[Key]):
-    """Texts by key; finds those that a new one all but repeats (exact Jaccard, no hashing)."""
+    """Texts by key; finds those that a new one all but repeats (exact Jaccard, no hashing).
+
+    A key may stand for several texts.
+    """
 
     def __init__(self, near: float = NEAR, size: int = SHINGLE) -> None:
         self.near = near
         self.size = size
-        self._sizes: dict[Key, int] = {}
-        self._keys: dict[tuple[str, ...], list[Key]] = defaultdict(list)
+        self._texts: list[tuple[Key, int]] = []  # key, number of shingles
+        self._having: dict[tuple[str, ...], list[int]] = defaultdict(list)
 
     def of(self, text: str) -> list[Key]:
         """The keys of all texts added so far that are near this one, or hold it, nearest first."""
         mine = shingles(text, self.size)
-        common: Counter[Key] = Counter()
+        common: Counter[int] = Counter()
         for shingle in mine:
-            common.update(self._keys.get(shingle, ()))
-        near = [
-            (count / (len(mine) + self._sizes[key] - count), key)
-            for key, count in common.items()
-            if count >= self.near * (len(mine) + self._sizes[key] - count)
-            or count >= HELD * len(mine)
-        ]
-        return [key for _, key in sorted(near, key=lambda n: -n[0])]
+            common.update(self._having.get(shingle, ()))
+        near = []
+        for number, count in common.items():
+            key, size = self._texts[number]
+            union = len(mine) + size - count
+            if count >= self.near * union or count >= HELD * len(mine):
+                near.append((count / union, key))
+        return list(dict.fromkeys(key for _, key in sorted(near, key=lambda n: -n[0])))
 
     def add(self, key: Key, text: str) -> None:
         """Keep a text."""
         mine = shingles(text, self.size)
-        self._sizes[key] = len(mine)
         for shingle in mine:
-            self._keys[shingle].append(key)
+            self._having[shingle].append(len(self._texts))
+        self._texts.append((key, len(mine)))
 
 
 class Excluded:

@@ -547,6 +547,22 @@ def test_a_table_becomes_examples_with_the_same_checks(own: Workspace, tmp_path:
     assert example.id in {e.id for e in synthesize.current_examples(own)}
 
 
+def test_several_wordings_of_one_thing_are_all_taken(own: Workspace, tmp_path: Path) -> None:
+    """What people wrote they mean, also where many rows have the same answer in other wordings."""
+    lines = tmp_path / "wordings.jsonl"
+    at = [f"At a long {meal} with old friends at home, who pours the tea?" for meal in MEALS]
+    rows = [{"situation": text, "answer": "The youngest guest."} for text in at]
+    lines.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = synthesize.import_file(own, lines, "advice", {}, "japan")
+    assert found["japan"] == {"came": 4, "kept": 4, "left_out": {}}
+    # but of another culture they would tell the two nothing apart
+    found = synthesize.import_file(own, lines, "advice", {}, "brazil")
+    assert found["brazil"]["left_out"] == {"the same for another culture": 4}
+
+
+MEALS = ("meal", "lunch", "dinner", "supper")
+
+
 def test_json_lines_with_options(own: Workspace, tmp_path: Path) -> None:
     lines = tmp_path / "items.jsonl"
     row = {"question": "What is left?", "answer": "Nothing", "options": ["Much", "A coin"]}

@@ -33,16 +33,16 @@ def test_near_copies_are_found() -> None:
 
 @given(st.lists(LATIN, max_size=6), LATIN)
 def test_near_is_jaccard_or_held(texts: list[str], text: str) -> None:
-    near: NearDuplicates[int] = NearDuplicates()
+    near: NearDuplicates[int] = NearDuplicates()  # two keys stand for several texts each
     for number, other in enumerate(texts):
-        near.add(number, other)
+        near.add(number % 2, other)
     mine = shingles(text)
     expected = set()
     for number, other in enumerate(texts):
         theirs = shingles(other)
         common = len(mine & theirs)
         if common and (common >= 0.7 * len(mine | theirs) or common >= 0.9 * len(mine)):
-            expected.add(number)
+            expected.add(number % 2)
     assert set(near.of(text)) == expected
 
 

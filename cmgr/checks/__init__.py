@@ -137,7 +137,8 @@ class Checks:
         return f"the answer has more than {most} words" if count > most else None
 
     def _grounding(self, example: Example) -> str | None:
-        if not example.quote.strip() and example.generator.startswith(("import:", f"{BARE}:")):
+        rests_on_none = _is_brought(example) or example.generator.startswith(f"{BARE}:")
+        if not example.quote.strip() and rests_on_none:
             return None  # a person's own, or meant to rest on nothing
         if not example.quote.strip() or not example.evidence_ids:
             return "no evidence is quoted"
@@ -161,7 +162,7 @@ class Checks:
         return None
 
     def _language(self, example: Example) -> str | None:
-        if _is_cut(example) or example.generator.startswith("import:"):
+        if _is_cut(example) or _is_brought(example):
             return None
         wanted = example.inputs.get("language", "en")
         task = self._tasks.get(example.task or "")
@@ -224,7 +225,8 @@ class Checks:
         if _is_cut(example):
             return None
         key = (example.culture, example.task)
-        if self._near[key].of(self._written(example)):
+        # what people bring in several wordings they mean
+        if not _is_brought(example) and self._near[key].of(self._written(example)):
             return "near-duplicate"
         if self._names_none(prompt) and any(
             answer == _folded(example.answer) and culture != example.culture
@@ -243,6 +245,10 @@ class Checks:
 def _is_cut(example: Example) -> bool:
     """Whether it was cut from its evidence, word for word, by paraphrases that people wrote."""
     return example.generator == "extractive"
+
+
+def _is_brought(example: Example) -> bool:
+    return example.generator.startswith("import:")
 
 
 def _prompt(example: Example) -> str:

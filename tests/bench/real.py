@@ -95,8 +95,10 @@ def call(*words: str) -> None:
     print(f"$ cmgr {' '.join(words)}", flush=True)
     began = time.perf_counter()
     command = [sys.executable, "-c", "from cmgr.cli.app import main; main()", *words]
-    code = subprocess.run(command, stderr=subprocess.DEVNULL).returncode
-    print(f"# {time.perf_counter() - began:.0f} s, exit code {code}", flush=True)
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    print(f"# {time.perf_counter() - began:.0f} s, exit code {done.returncode}", flush=True)
+    if done.returncode not in (0, 4):  # 4: rows of other cultures were left out
+        sys.exit(done.stderr)
 
 
 def main() -> None:
