@@ -27,6 +27,7 @@ def library() -> Any:
         llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
         llama_cpp._cmgr_log = quiet  # kept: llama.cpp holds only the pointer
         llama_cpp.llama_backend_init()
+        never_into_amx(llama_cpp)
     return llama_cpp
 
 
@@ -38,19 +39,26 @@ def open_file(path: Path) -> Any:
 
 def _open(path: Path) -> Any:
     lib = library()
-    return lib.llama_model_load_from_file(str(path).encode(), model_params(lib))
+    return lib.llama_model_load_from_file(str(path).encode(), lib.llama_model_default_params())
 
 
-def model_params(lib: Any) -> Any:
-    """How llama.cpp loads a model: as it does by itself, but never into AMX tiles.
+def never_into_amx(lib: Any) -> None:
+    """Let no model be loaded into AMX tiles, by us or by `Llama`.
 
-    Where a compiler leaves its tile configuration out, the first prompt of a processor that has
-    AMX ends the process (ggml-org/llama.cpp#20824, #26954).
+    Where a compiler leaves their configuration out, the first prompt of a processor that has them
+    ends the process (ggml-org/llama.cpp#20824, #26954).
     """
-    params = lib.llama_model_default_params()
-    if b"AMX_INT8 = 1" in lib.llama_print_system_info():
-        params.use_extra_bufts = False
-    return params
+    if b"AMX_INT8 = 1" not in lib.llama_print_system_info():
+        return
+    plain = lib.llama_model_default_params
+
+    def params() -> Any:
+        found = plain()
+        found.use_extra_bufts = False
+        return found
+
+    for module in (lib, lib.llama_cpp):  # the package, and the module that `Llama` looks it up in
+        module.llama_model_default_params = params
 
 
 def recipe_above(folder: Path) -> Path | None:

@@ -231,10 +231,10 @@ def write_base(model: Any, path: Path) -> None:
 @contextmanager
 def llama_cpp_logits(base: Path, tokens: list[int]) -> Iterator[Any]:
     """A function from an adapter's file (or None) to the logits behind each token."""
-    from cmgr.loading import library, model_params
+    from cmgr.loading import library
 
     lib = library()
-    model = lib.llama_model_load_from_file(str(base).encode(), model_params(lib))
+    model = lib.llama_model_load_from_file(str(base).encode(), lib.llama_model_default_params())
     assert model
     settings = lib.llama_context_default_params()
     settings.n_ctx = 64

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cmgr.base import resolve
 from cmgr.errors import CmgrError, MissingError, UsageError
-from cmgr.loading import model_params
+from cmgr.loading import never_into_amx
 from cmgr.records import Message
 from cmgr.runtime import Runtime
 from cmgr.runtime.llama import Reader
@@ -203,11 +203,17 @@ def test_adapters_change_the_answer_and_the_base_stays(runtime: Runtime) -> None
 @pytest.mark.parametrize(("system", "extra"), [(b"AMX_INT8 = 1 |", False), (b"AVX2 = 1 |", True)])
 def test_no_model_is_loaded_into_amx_tiles(system: bytes, extra: bool) -> None:
     """On such a processor the first prompt may end the process; the other tests run on it, too."""
-    params = SimpleNamespace(use_extra_bufts=True)
-    lib = SimpleNamespace(
-        llama_model_default_params=lambda: params, llama_print_system_info=lambda: system
-    )
-    assert model_params(lib).use_extra_bufts is extra
+
+    def names() -> SimpleNamespace:
+        return SimpleNamespace(
+            llama_model_default_params=lambda: SimpleNamespace(use_extra_bufts=True)
+        )
+
+    lib = names()
+    lib.llama_cpp, lib.llama_print_system_info = names(), lambda: system
+    never_into_amx(lib)
+    for module in (lib, lib.llama_cpp):
+        assert module.llama_model_default_params().use_extra_bufts is extra
 
 
 def test_a_score_is_the_mean_log_probability_of_its_tokens(runtime: Runtime) -> None:

@@ -230,18 +230,11 @@ def test_pages_of_a_private_network_are_left_alone(
     assert {request.path for request, _ in httpserver.log} == {"/find"}
 
 
-# as `python -m llama_cpp.server`, but that it loads a model as we do: see loading.model_params
+# as `python -m llama_cpp.server`, but that it too loads no model into AMX tiles
 LLAMA_SERVER = """
 import runpy
-from llama_cpp import llama_cpp
-from cmgr.loading import model_params
-safe = model_params(llama_cpp).use_extra_bufts
-plain = llama_cpp.llama_model_default_params
-def default_params():
-    params = plain()
-    params.use_extra_bufts = safe
-    return params
-llama_cpp.llama_model_default_params = default_params
+from cmgr.loading import library
+library()
 runpy.run_module("llama_cpp.server", run_name="__main__", alter_sys=True)
 """
 
