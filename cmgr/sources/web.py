@@ -219,17 +219,19 @@ class Web:
                 for host in self._hosts.values():
                     if not host.jobs or host.active >= self.settings.per_host:
                         continue
+                    if host.ready_at > at:
+                        soonest = min(soonest, host.ready_at)
+                        continue
                     # one that is to be tried again later keeps no other waiting
-                    job = next((j for j in host.jobs if j.not_before <= at), host.jobs[0])
-                    turn = max(host.ready_at, job.not_before)
-                    if turn <= at:
-                        host.active += 1
-                        host.jobs.remove(job)
-                        delay = self.settings.delay if job.delay is None else job.delay
-                        host.ready_at = at + max(delay, host.crawl_delay if job.page else 0)
-                        return host, job
-                    turn = max(host.ready_at, min(j.not_before for j in host.jobs))
-                    soonest = min(soonest, turn)
+                    job = next((j for j in host.jobs if j.not_before <= at), None)
+                    if job is None:
+                        soonest = min(soonest, *(j.not_before for j in host.jobs))
+                        continue
+                    host.active += 1
+                    host.jobs.remove(job)
+                    delay = self.settings.delay if job.delay is None else job.delay
+                    host.ready_at = at + max(delay, host.crawl_delay if job.page else 0)
+                    return host, job
                 self._wake.wait(max(0.001, soonest - at))
             return None
 

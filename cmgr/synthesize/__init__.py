@@ -216,7 +216,7 @@ def _written(
     second: bool = True,
 ) -> dict[str, Outcome]:
     calls = calls_of(ws)
-    ask(ws, [r for r in requests if calls.get(r) is None], calls, budget, progress)
+    ask(ws, requests, calls, budget, progress)
     examples: list[Example] = []
     malformed: list[tuple[writing.Request, str]] = []
     unanswered: Counter[str] = Counter()

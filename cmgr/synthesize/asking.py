@@ -28,7 +28,8 @@ def ask(
     budget: Budget,
     progress: Progress | None,
 ) -> None:
-    """Make these calls, and tell how far it is and what it costs."""
+    """Make those of these calls that have no answer yet; tell how far it is and what it costs."""
+    requests = list({r.key: r for r in requests if calls.get(r) is None}.values())
     if not requests:
         return
     done = 0
@@ -67,12 +68,8 @@ def answers(
     budget: Budget,
     progress: Progress | None,
 ) -> dict[str, dict[str, Any]]:
-    """What a model answers to these, by key; {} where it is no object, no key without an answer.
-
-    Only calls that have no answer yet are made.
-    """
-    todo = {r.key: r for r in requests if calls.get(r) is None}
-    ask(ws, list(todo.values()), calls, budget, progress)
+    """What a model answers to these, by key; {} where it is no object, no key without an answer."""
+    ask(ws, requests, calls, budget, progress)
     found: dict[str, dict[str, Any]] = {}
     for request in requests:
         text = calls.get(request)
