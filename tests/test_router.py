@@ -188,6 +188,9 @@ def test_signs_are_words_where_words_are_not_set_apart() -> None:
         ("My Brazilian friend is getting married. What do I wear?", "brazil"),
         ("Who pours the drinks in Boston?", "us"),
         ("How do people in the US greet?", "us"),
+        # beside words that stand among what is of no culture: watches, holidays elsewhere
+        ("What do people in the US watch on New Year's Day?", "us"),
+        ("Which song do people sing on the day of the queen in Brazil?", "brazil"),
     ],
 )
 def test_a_name_decides(text: str, culture: str) -> None:

@@ -27,7 +27,7 @@ from cmgr.records import Decision, make_id
 from cmgr.workspace import read_json, write_atomic, write_json
 
 Floats = NDArray[np.float64]
-VERSION = 3  # of the training texts and of the files; a change makes every router out of date
+VERSION = 4  # of the training texts and of the files; a change makes every router out of date
 MOST = 5  # characters of an n-gram
 # scripts without spaces between words, or (Hangul) with words that many endings change
 UNSPACED = {

@@ -33,6 +33,7 @@ WEIGHTS = {
 TELLING = 0.35  # the share of an n-gram's rows, classes weighing the same, that one must have
 WORDS, CHARS = 50_000, 100_000  # n-grams at most
 WEIGHTS_AT_MOST = 2_700_000  # of characters, and half as many of words: a file below 20 MB
+NAMES_WEIGH = 3.0  # of countries and peoples, against other words: a name decides
 CHARS_WEIGH = 0.3  # against words: characters are for names that no row has
 REST = 300_000  # rows that share no word with a culture, over all cultures
 CALIBRATE = 5  # cultures
@@ -98,11 +99,12 @@ def fit_rows(
     from sklearn.pipeline import FeatureUnion
 
     plain = frozenset(common_words(evidence))
-    mine, _ = cues_of(cultures, evidence)
+    mine, others = cues_of(cultures, evidence)
     own = {name for cues in mine.values() for name in (*cues.names, *cues.people)}
+    named = {n for cues in (*mine.values(), *others) for n in (*cues.names, *cues.people)}
     most = min(CHARS, WEIGHTS_AT_MOST // len(cultures))
-    words, word_counts = _vectoriser(rows, words_of, min(WORDS, most // 2), plain, own)
-    chars, char_counts = _vectoriser(rows, partial(chars_of, plain=plain), most, (), ())
+    words, word_counts = _vectoriser(rows, words_of, min(WORDS, most // 2), plain, own, named)
+    chars, char_counts = _vectoriser(rows, partial(chars_of, plain=plain), most, (), (), ())
     union = FeatureUnion(
         [("words", words), ("chars", chars)],
         transformer_weights={"words": 1.0, "chars": CHARS_WEIGH},
@@ -126,10 +128,12 @@ def _vectoriser(
     most: int,
     plain: Collection[str],
     own: Collection[str],
+    named: Collection[str],
 ) -> tuple[Any, Any]:
     """A TF-IDF vectoriser of the telling n-grams, and the rows' features.
 
-    Without a norm: what a text says adds up, and what says nothing takes nothing from it.
+    Without a norm: what a text says adds up, and what says nothing takes nothing from it. Names in
+    `named` weigh more than other words.
     """
     from sklearn.feature_extraction.text import (
         CountVectorizer,
@@ -144,6 +148,8 @@ def _vectoriser(
     counts = counts[:, columns]
     how = {"sublinear_tf": True, "norm": None}
     tfidf = TfidfTransformer(**how).fit(counts)
+    sure = {g for name in named for g in _as_one(analyse(name))}
+    tfidf.idf_ = tfidf.idf_ * np.where([g in sure for g in grams[columns]], NAMES_WEIGH, 1.0)
     found = TfidfVectorizer(analyzer=analyse, vocabulary=grams[columns], lowercase=False, **how)
     found.idf_ = tfidf.idf_
     return found, tfidf.transform(counts)

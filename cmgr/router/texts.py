@@ -72,6 +72,13 @@ OBJECT_IN = (
     "a {} {} on a train in {}",
     "I read about a {} {} at a party in {}.",
 )
+THING_IN = (
+    "Which {} do people in {} like best?",
+    "a {} in {}",
+    "I saw a {} in {}.",
+    "In {1}, who would give me a {0}?",
+    "{}, as they have it in {}",
+)
 UNNAMED = (
     *("my town", "a small village", "this country", "another country", "my country", "our office"),
     *("a city", "your country", "the world", "a foreign country", "my home", "the capital"),
@@ -240,7 +247,7 @@ def _cues(
                 asked = rng.sample(questions, min(6, len(questions)))
                 texts += [rng.choice(WITH_QUESTION).format(q, name) for q in asked]
             if len(name) > 4:
-                wrong = (misspelt(name, rng) for _ in range(5))
+                wrong = (misspelt(name, rng) for _ in range(10))
                 texts += [rng.choice(frames).format(w) for w in wrong]
         rows.extend(Row(text, ids, name, "cue") for text in texts)
 
@@ -272,7 +279,10 @@ def _cues(
 def _mixed(
     rows: list[Row], mine: dict[str, Cues], others: Sequence[Cues], rng: random.Random
 ) -> None:
-    """Two cultures at once, one and a country elsewhere, and things only mentioned."""
+    """Two cultures at once, one and a country elsewhere, and things only mentioned.
+
+    A thing of elsewhere, or of nowhere, takes nothing from the place that is named beside it.
+    """
     strong = {i: [*c.names, *c.people] for i, c in mine.items()}
     every = {i: c.all() for i, c in mine.items()}
     away = [n for c in others for n in (*c.names, *c.people)]
@@ -300,6 +310,12 @@ def _mixed(
             text = rng.choice(OBJECT_IN).format(who, thing, place)
             ids = (other,) if other else ()
             rows.append(Row(text, ids, f"{who} {thing}", "cue"))
+    feasts = [name for cues in others for name in cues.things]
+    for culture, cues in mine.items():
+        for thing in (*OBJECTS, *rng.sample(feasts, min(len(OBJECTS), len(feasts)))):
+            name = rng.choice(cues.names)
+            text = rng.choice(THING_IN).format(thing, name)
+            rows.append(Row(text, (culture,), f"{thing} in {name}", "cue"))
 
 
 def _languages(

@@ -1,9 +1,11 @@
 """Does it help on real data? Trained on one part of a benchmark, asked the other.
 
     python tests/bench/real.py blend --data FOLDER --work DIR [--kind standard] [--rank 16]
+    python tests/bench/real.py blend --data FOLDER --work DIR --learning-rate 0.001
     python tests/bench/real.py hate --data FOLDER --work DIR
     python tests/bench/real.py fork --data FOLDER --work DIR
     python tests/bench/real.py hate --data FOLDER --work DIR --methods shared,routed --limit 400
+    python tests/bench/real.py hate --data FOLDER --work DIR --part 1/4      # half of the training
 
 FOLDER holds `blend_dev.jsonl` (four-option questions rebuilt from BLEnD), `crehate.jsonl`,
 `fork.jsonl` and `factbook.jsonl` (passages of the CIA World Factbook, of which the broad stage is
@@ -42,7 +44,7 @@ RUNS: dict[str, dict[str, Any]] = {
         "task": "everyday-knowledge",
         "file": "blend_dev.jsonl",
         "loader": "table",
-        "train": {"task_epochs": 3, "learning_rate": 0.0005, "start": "shared"},
+        "train": {"task_epochs": 3, "start": "shared"},
         "eval": ["--interference"],
     },
     "hate": {
@@ -50,7 +52,7 @@ RUNS: dict[str, dict[str, Any]] = {
         "task": "hate-speech",
         "file": "crehate.jsonl",
         "loader": "crehate",
-        "train": {"task_epochs": 2, "learning_rate": 0.0005, "start": "shared"},
+        "train": {"task_epochs": 2, "start": "shared"},
         "eval": ["--interference", "--limit", "120"],
     },
     "fork": {
@@ -58,14 +60,15 @@ RUNS: dict[str, dict[str, Any]] = {
         "task": "food-customs",
         "file": "fork.jsonl",
         "loader": "fork",
-        "train": {"task_epochs": 6, "learning_rate": 0.0005, "start": "shared"},
+        "train": {"task_epochs": 6, "start": "shared"},
         "eval": ["--interference"],
     },
 }
+RATE, PART = 0.0005, "1/2"
 METHODS = "base,prompt,few-shot,shared,merged,broad,routed,oracle"
 
 
-def prepare(name: str, data: Path, work: Path, kind: str, rank: int) -> Path:
+def prepare(name: str, data: Path, work: Path, kind: str, rank: int, rate: float) -> Path:
     """A folder with the recipe and a folder of documents per culture; returns the recipe."""
     run = RUNS[name]
     work.mkdir(parents=True, exist_ok=True)
@@ -83,7 +86,7 @@ def prepare(name: str, data: Path, work: Path, kind: str, rank: int) -> Path:
         "sources": [{"kind": "documents", "path": "documents"}],
         "tasks": [run["task"]],
         "adapter": {"kind": kind, "rank": rank, "alpha": 2 * rank},
-        "train": {**run["train"], "validation": 0.0},
+        "train": {**run["train"], "learning_rate": rate, "validation": 0.0},
     }
     path = work / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
@@ -108,11 +111,16 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--kind", default="activated", choices=("activated", "standard"))
     parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--learning-rate", type=float, default=RATE)
+    parser.add_argument("--part", default=PART, help="to train on; asked is 2/2")
     parser.add_argument("--methods", default=METHODS)
     options, more = parser.parse_known_args()
     run = RUNS[options.run]
-    source = options.work / f"{options.run}-{options.kind}-{options.rank}"
-    recipe = prepare(options.run, options.data, source, options.kind, options.rank)
+    kind, rank, rate = options.kind, options.rank, options.learning_rate
+    other = f"-{rate:g}" if rate != RATE else ""
+    other += f"-{options.part.replace('/', 'of')}" if options.part != PART else ""
+    source = options.work / f"{options.run}-{kind}-{rank}{other}"
+    recipe = prepare(options.run, options.data, source, kind, rank, rate)
     ws = str(source / "workspace")
     at = ("-w", ws)
     data, loader = str(options.data / run["file"]), ("--loader", run["loader"])
@@ -120,7 +128,7 @@ def main() -> None:
     call("init", str(recipe), ws)
     call("search", *at)
     call("synthesize", *at)
-    call("synthesize", *at, "--import", data, *task, *loader, "--part", "1/2")
+    call("synthesize", *at, "--import", data, *task, *loader, "--part", options.part)
     call("train", *at)
     methods = options.methods.split(",")
     for variant in [m for m in methods if m in VARIANTS and m != SHARED]:
