@@ -176,10 +176,11 @@ class Adapter(Part):
 class Train(Part):
     """Two stages over one adapter; epochs, optimiser settings, what to do with little memory.
 
-    `validation` is the share of evidence held back to choose the best epoch by, `patience` how
-    many epochs without a better one end a stage (0: none does). `review: accepted` trains on what
-    a person has accepted or edited, and on nothing else. `start: shared` trains one adapter on all
-    cultures first, from which each culture's goes on.
+    `validation` is the share of evidence held back to choose the best epoch by, or none where none
+    is better than what training began with; `patience` says how many epochs without a better one
+    end a stage (0: none does). `review: accepted` trains on what a person has accepted or edited,
+    and on nothing else. `start: shared` trains one adapter on all cultures first, from which each
+    culture's goes on.
     """
 
     stages: list[Literal["broad", "task"]] = Field(default=["broad", "task"], min_length=1)

@@ -25,7 +25,7 @@ from cmgr import train
 from cmgr.base import resolve
 from cmgr.errors import CmgrError, UsageError
 from cmgr.records import Example, Message
-from cmgr.train import checkpoint
+from cmgr.train import checkpoint, variants
 from cmgr.train.loop import Loop, Stage, Watch, order_of
 from cmgr.train.loss import answer_loss
 from cmgr.train.model import Item, Trainable, checkpoint_layers
@@ -236,23 +236,27 @@ def test_an_epoch_has_every_item_once(lengths: list[int], size: int, seed: int) 
 
 @settings(max_examples=40)
 @given(
-    st.lists(st.lists(st.integers(0, 25), min_size=1, max_size=2), min_size=20, max_size=60),
+    st.lists(
+        st.tuples(st.lists(st.integers(0, 25), max_size=2), st.integers(0, 30)),
+        min_size=20,
+        max_size=60,
+    ),
     st.floats(0.05, 0.5),
 )
 def test_nothing_held_back_rests_on_what_is_trained(
-    passages: list[list[int]], share: float
+    rests: list[tuple[list[int], int]], share: float
 ) -> None:
     examples = [
-        example(n, "?", "!", evidence_ids=[str(p) for p in found])
-        for n, found in enumerate(passages)
+        example(n, "?", "!", evidence_ids=[str(p) for p in passages], inputs={"fact": f"f{fact}"})
+        for n, (passages, fact) in enumerate(rests)
     ]
-    back = train.held_back(examples, share, 1)
+    back = variants.held_back(examples, share, 1)
     assert len(back) < len(examples)
     sides: list[set[str]] = [set(), set()]
     for e in examples:
-        sides[e.id in back] |= set(e.evidence_ids)
+        sides[e.id in back] |= {*e.evidence_ids, e.inputs["fact"]}
     assert not sides[0] & sides[1]
-    assert train.held_back(examples, 0.0, 1) == set()
+    assert variants.held_back(examples, 0.0, 1) == set()
 
 
 @model
@@ -346,15 +350,32 @@ def test_a_training_gone_on_with_is_one_never_interrupted(
     import torch
 
     whole, log = outcome(trainable, kind, tmp_path / "whole", items)
-    assert [line["stage"] for line in log if "validation_loss" in line] == [
-        *("broad", "broad", "task", "task")
-    ]
+    compared = [(line["stage"], line["epoch"]) for line in log if "validation_loss" in line]
+    assert compared == [(stage, n) for stage in ("broad", "task") for n in (None, 0, 1)]
     for stop in (2, 4, 3):
         outcome(trainable, kind, tmp_path / "parts", items, stop)
     resumed, rest = outcome(trainable, kind, tmp_path / "parts", items)
     assert rest and len(rest) == len(log)
     assert [line for line in rest if line] == log[len(rest) - len([x for x in rest if x]) :]
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+@model
+def test_what_is_no_better_than_the_beginning_is_not_kept(
+    trainable: Trainable, items: list[Item], tmp_path: Path
+) -> None:
+    """A stage is compared with what all began with, whatever an earlier one made of it."""
+    import torch
+
+    torch.manual_seed(1)
+    found = trainable.make_adapter(recipes.Adapter(rank=4, alpha=8))
+    loop = Loop(trainable, found, "activated", recipes.Train(learning_rate=1.0), tmp_path)
+    before = {n: w.detach().clone() for n, w in loop.weights.items()}
+    facts = loop.run([Stage("broad", items[:2], [], 1), Stage("task", items[:2], items[2:], 2)])
+    found.unload()
+    assert facts["steps"] == 3 and list(facts["validation"]) == ["task"]
+    assert facts["validation"]["task"]["epoch"] is None
+    assert all(torch.equal(before[n], w) for n, w in loop.weights.items())
 
 
 def test_a_checkpoint_cut_off_or_altered_is_passed_over(tmp_path: Path) -> None:
@@ -378,7 +399,7 @@ def test_a_disk_that_is_full_leaves_the_last_checkpoint(tmp_path: Path) -> None:
     code = f"""
 import resource, signal, torch
 from pathlib import Path
-from cmgr.train import checkpoint
+from cmgr.train import checkpoint, variants
 folder = Path({str(tmp_path)!r})
 checkpoint.save(folder, 1, {{"step": 1}}, {{"w": torch.zeros(10)}})
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -106,6 +106,23 @@ def test_what_begins_with_the_shared_adapter_depends_on_it(recipe: recipes.Recip
     assert variants.inputs_of(recipe, base, more, "japan") == scratch["japan"]
 
 
+def test_what_chooses_an_epoch_is_new_to_the_shared_adapter_too(recipe: recipes.Recipe) -> None:
+    """The shared one has learnt a culture's examples, and other cultures' of the same posts."""
+    posts = [
+        example(n, culture, fact=f"post {n // 2}")
+        for n, culture in enumerate(["japan", "brazil"] * 60 + ["germany"] * 9)
+    ]
+    recipe.train.start, recipe.train.validation = "shared", 0.1
+    base = resolve("smollm2")
+    (shared,) = variants.wanted(recipe, base, posts, variant="shared")
+    trained = {e.inputs["fact"] for e in posts if e.id not in shared.back}
+    assert 0.1 * len(posts) <= len(shared.back) < 0.1 * len(posts) + 2
+    japan, brazil, germany = variants.wanted(recipe, base, posts)
+    assert japan.back | brazil.back <= shared.back and japan.back and brazil.back
+    assert not any(e.inputs["fact"] in trained for e in japan.examples if e.id in japan.back)
+    assert not germany.back  # too few to choose by
+
+
 def test_no_culture_is_called_shared(tmp_path: Path) -> None:
     path = write_recipe(tmp_path, cultures=[{"id": "shared", "name": "Shared"}])
     with pytest.raises(UsageError, match="all cultures' adapter"):

@@ -148,7 +148,7 @@ def _vectoriser(
     counts = counts[:, columns]
     how = {"sublinear_tf": True, "norm": None}
     tfidf = TfidfTransformer(**how).fit(counts)
-    sure = {g for name in named for g in _as_one(analyse(name))}
+    sure = _standing_for(named, analyse)
     tfidf.idf_ = tfidf.idf_ * np.where([g in sure for g in grams[columns]], NAMES_WEIGH, 1.0)
     found = TfidfVectorizer(analyzer=analyse, vocabulary=grams[columns], lowercase=False, **how)
     found.idf_ = tfidf.idf_
@@ -190,8 +190,7 @@ def _telling(
     keep &= (np.asarray(there[beside].sum(axis=0)).ravel() > 0) | (spread >= 3)
     if plain:
         alone = {r.text for r in rows if r.text == r.origin and r.kind in {"cue", "noun"}}
-        cues = {g for text in alone for g in _as_one(analyse(text))}
-        sure = {g for name in own for g in _as_one(analyse(name))}
+        cues, sure = _standing_for(alone, analyse), _standing_for(own, analyse)
         small = {w.casefold() for w in function_words("en")}
 
         def counts_alone(gram: str) -> bool:
@@ -207,9 +206,10 @@ def _telling(
     return np.sort(common[keep[common]][:most])
 
 
-def _as_one(grams: list[str]) -> list[str]:
-    """The n-grams that stand for a whole cue: one word by itself, or the pairs of more."""
-    return grams if len(grams) == 1 else [g for g in grams if " " in g.strip()]
+def _standing_for(cues: Collection[str], analyse: Callable[[str], list[str]]) -> set[str]:
+    """The n-grams that stand for whole cues: one word by itself, or the pairs of more."""
+    found = [analyse(cue) for cue in cues]
+    return {g for grams in found for g in grams if len(grams) == 1 or " " in g.strip()}
 
 
 def _models(features: Any, words: int, targets: NDArray[np.bool_], weights: Floats) -> list[Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from cmgr import gguf_lora, review
 from cmgr import recipe as recipes
 from cmgr.base import Base, resolve, template_hash
 from cmgr.errors import CmgrError, UsageError
-from cmgr.records import Example, make_id, now
+from cmgr.records import Example, now
 from cmgr.search import current_evidence
 from cmgr.synthesize import all_examples, bare_examples, current_examples
 from cmgr.train import checkpoint, variants
@@ -28,9 +28,6 @@ from cmgr.train.model import Item, Trainable, is_main
 from cmgr.train.parity import PROMPTS, parity
 from cmgr.train.variants import Wanted
 from cmgr.workspace import Progress, Workspace, write_atomic, write_json
-
-LEAST_GROUPS = 10  # with fewer pieces of evidence none is held back to choose the best epoch
-
 
 # -- what is trained on ------------------------------------------------------------------------
 
@@ -51,41 +48,17 @@ def check(recipe: recipes.Recipe, examples: Iterable[Example]) -> None:
                 )
 
 
-def held_back(examples: Sequence[Example], share: float, seed: int) -> set[str]:
-    """The ids of examples to choose the best epoch by: about `share`, split by evidence.
-
-    Examples that rest on a common passage stand together, so that none of what is held back has
-    been trained in other words. Empty where there are fewer than ten such groups.
-    """
-    above: dict[str, str] = {}  # union-find over examples and their passages
-
-    def root(node: str) -> str:
-        while above.setdefault(node, node) != node:
-            above[node] = node = above[above[node]]
-        return node
-
-    for example in examples:
-        for passage in example.evidence_ids:
-            above[root(f"passage {passage}")] = root(example.id)
-    groups: dict[str, list[str]] = {}
-    for example in examples:
-        groups.setdefault(root(example.id), []).append(example.id)
-    if not share or len(groups) < LEAST_GROUPS:
-        return set()
-    found: set[str] = set()
-    for ids in sorted(groups.values(), key=lambda ids: make_id("validation", seed, min(ids))):
-        if len(found) >= share * len(examples):
-            break
-        found |= set(ids)
-    return found
-
-
 def stages_of(
-    recipe: recipes.Recipe, examples: Sequence[Example], trainable: Trainable
+    recipe: recipes.Recipe,
+    examples: Sequence[Example],
+    trainable: Trainable,
+    back: Collection[str] = (),
 ) -> list[Stage]:
-    """The stages that have examples, as tokens. Raises CmgrError for what cannot be trained on."""
+    """The stages that have examples, as tokens; those in `back` are to choose the best epoch by.
+
+    Raises CmgrError for what cannot be trained on.
+    """
     settings = recipe.train
-    back = held_back(examples, settings.validation, settings.seed)
     epochs = {"broad": settings.broad_epochs, "task": settings.task_epochs}
     found = []
     for name in ("broad", "task"):
@@ -189,7 +162,7 @@ def _one(
     if trainable.main:
         _prepare(work, wanted.inputs, force)
     trainable.accelerator.wait_for_everyone()
-    stages = stages_of(recipe, wanted.examples, trainable)
+    stages = stages_of(recipe, wanted.examples, trainable, wanted.back)
     if not stages:
         raise CmgrError(f"no examples of the stages {recipe.train.stages} for {wanted.name}")
     torch.manual_seed(recipe.train.seed)
@@ -221,6 +194,13 @@ def _one(
         if log:
             log.close()
     if trainable.main:
+        for stage, best in facts.get("validation", {}).items():
+            if best["epoch"] is None:
+                before = "the shared adapter" if wanted.start else "the base"
+                watch.say(
+                    f"train: {wanted.name}: no epoch of the {stage} stage was better than {before} "
+                    "on what is held back, and none is kept. More examples may help"
+                )
         _finish(ws, trainable, wanted, stages, facts)
     trainable.accelerator.wait_for_everyone()
 

@@ -87,7 +87,8 @@ def card(
         *(f"- {key}: {_pairs(values)}" for key, values in manifest["settings"].items()),
         f"- run: {_pairs({k: v for k, v in manifest['training'].items() if k != 'validation'})}",
         *(
-            f"- best epoch of {stage}: {best['epoch']}, validation loss {best['loss']:.3f}"
+            f"- best epoch of {stage}: {'none' if best['epoch'] is None else best['epoch']}, "
+            f"validation loss {best['loss']:.3f}"
             for stage, best in manifest["training"].get("validation", {}).items()
         ),
         f"- GGUF against PEFT on {parity['prompts']} prompts: cosine {parity['adapter_cosine']}, "

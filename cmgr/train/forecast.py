@@ -8,9 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from cmgr import train
-from cmgr.base import resolve
-from cmgr.synthesize import current_examples
-from cmgr.train import variants
 from cmgr.train.loop import Loop, order_of
 from cmgr.train.model import Trainable
 from cmgr.train.prompts import Prompts
@@ -19,17 +16,15 @@ from cmgr.workspace import Workspace
 
 def inspect(ws: Workspace, cultures: list[str]) -> list[dict[str, Any]]:
     """The first example of each stage and culture as trained: (text of a token, learnt?)."""
-    examples = current_examples(ws)
-    base = resolve(ws.recipe.base.model, ws.folder)
+    plan, base = train.planned(ws, True, cultures)
     trainable = Trainable(base, ws.recipe, ws.folder, ws.say)
     found = []
-    for culture in cultures:
-        mine = variants.fit_examples(ws.recipe, examples, culture)
-        for stage in train.stages_of(ws.recipe, mine, trainable):
+    for wanted in plan:
+        for stage in train.stages_of(ws.recipe, wanted.examples, trainable, wanted.back):
             item = stage.items[0]
             found.append(
                 {
-                    "culture": culture,
+                    "culture": wanted.culture.id,
                     "stage": stage.name,
                     "id": item.id,
                     "tokens": trainable.pieces(item),
@@ -58,7 +53,7 @@ def dry_run(
     speed = 0.0  # tokens a second, prompts and answers
     with tempfile.TemporaryDirectory() as scratch:
         for wanted in plan:
-            stages = train.stages_of(wanted.recipe, wanted.examples, trainable)
+            stages = train.stages_of(wanted.recipe, wanted.examples, trainable, wanted.back)
             size = recipe.train.batch_size
             kept = 0.0
             for stage in stages:

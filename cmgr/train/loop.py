@@ -10,7 +10,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -93,6 +93,7 @@ class Loop:
         self.folder = folder
         self.watch = watch or Watch()
         self.weights = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self.first = self._copy()  # what every stage has to better
         self.state: dict[str, Any] = {
             **{"stage": 0, "step": 0, "number": 0, "lines": 0, "tokens": 0, "seconds": 0.0},
             **{"loss": None, "best": None, "bad": 0, "validation": {}},
@@ -104,22 +105,19 @@ class Loop:
 
     def resume(self) -> bool:
         """Take up the newest whole checkpoint; False where there is none."""
-        import torch
-
         found = checkpoint.load(self.folder)
         if found is None:
             return False
         self.state, tensors = found
         self.best = {n[5:]: t for n, t in tensors.items() if n.startswith("best/")}
-        with torch.no_grad():
-            for name, weights in self.weights.items():
-                weights.copy_(tensors[f"weights/{name}"])
-                if f"first/{name}" in tensors:
-                    self.optimizer.state[weights] = {
-                        "step": tensors[f"step/{name}"].clone(),
-                        "exp_avg": tensors[f"first/{name}"].to(weights.device).clone(),
-                        "exp_avg_sq": tensors[f"second/{name}"].to(weights.device).clone(),
-                    }
+        self._put({n: tensors[f"weights/{n}"] for n in self.weights})
+        for name, weights in self.weights.items():
+            if f"first/{name}" in tensors:
+                self.optimizer.state[weights] = {
+                    "step": tensors[f"step/{name}"].clone(),
+                    "exp_avg": tensors[f"first/{name}"].to(weights.device).clone(),
+                    "exp_avg_sq": tensors[f"second/{name}"].to(weights.device).clone(),
+                }
         return True
 
     def _save(self) -> None:
@@ -184,6 +182,11 @@ class Loop:
                 prompts.read()
             per_epoch = stage.per_epoch(settings.batch_size)
             total = stage.epochs * per_epoch
+            if state["best"] is None and stage.validation:
+                reached = self._copy()
+                self._put(self.first)
+                self._compare(stage, None, prompts)
+                self._put(reached)
             planned, batches = -1, []
             while state["step"] < total and not self._stopped():
                 epoch, at = divmod(state["step"], per_epoch)
@@ -191,7 +194,7 @@ class Loop:
                     planned, batches = epoch, self._batches(stage, epoch)
                 self.step(stage, batches[at], prompts, total)
                 if at == per_epoch - 1:
-                    self._end_of_epoch(stage, epoch, prompts)
+                    self._compare(stage, epoch, prompts)
                 self._keep_time()
                 now = time.monotonic()
                 if at == per_epoch - 1 or now - self._saved >= settings.checkpoint_seconds:
@@ -297,7 +300,18 @@ class Loop:
 
     # -- choosing the best epoch -------------------------------------------------------------
 
-    def _end_of_epoch(self, stage: Stage, epoch: int, prompts: Prompts | None) -> None:
+    def _copy(self) -> dict[str, Any]:
+        return {n: w.detach().cpu().clone() for n, w in self.weights.items()}
+
+    def _put(self, found: Mapping[str, Any]) -> None:
+        import torch
+
+        with torch.no_grad():
+            for name, weights in self.weights.items():
+                weights.copy_(found[name])
+
+    def _compare(self, stage: Stage, epoch: int | None, prompts: Prompts | None) -> None:
+        """Keep the weights if they are the best so far; the first ones are of no epoch (None)."""
         if not stage.validation:
             return
         state = self.state
@@ -306,7 +320,7 @@ class Loop:
         self.watch.log({"stage": stage.name, "epoch": epoch, "validation_loss": loss})
         if state["best"] is None or loss < state["best"][0]:
             state["best"], state["bad"] = [loss, epoch], 0
-            self.best = {n: w.detach().cpu().clone() for n, w in self.weights.items()}
+            self.best = self._copy()
         else:
             state["bad"] += 1
         state["validation"][stage.name] = {"loss": state["best"][0], "epoch": state["best"][1]}
@@ -331,13 +345,9 @@ class Loop:
         return bool(self.settings.patience) and self.state["bad"] >= self.settings.patience
 
     def _finish_stage(self) -> None:
-        """Go back to the best epoch, and on to the next stage."""
-        import torch
-
+        """Go back to the best epoch, or to where all began, and on to the next stage."""
         if self.best:
-            with torch.no_grad():
-                for name, weights in self.weights.items():
-                    weights.copy_(self.best[name])
+            self._put(self.best)
         self.best = {}
         self.state |= {"stage": self.state["stage"] + 1, "step": 0, "best": None, "bad": 0}
         self.start()

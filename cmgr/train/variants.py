@@ -10,7 +10,8 @@ from cmgr.errors import CmgrError, MissingError
 from cmgr.recipe import RUNNING, SHARED, Culture, Recipe
 from cmgr.records import Example, make_id
 
-VERSION = 2  # counts up when the same inputs would give other adapters
+VERSION = 3  # counts up when the same inputs would give other adapters
+LEAST_GROUPS = 10  # with fewer pieces of evidence none is held back to choose the best epoch
 VARIANTS = {
     "shared": "one adapter for all cultures",
     "broad": "without the task stage",
@@ -31,6 +32,7 @@ class Wanted:
     inputs: str
     variant: str | None = None
     start: str | None = None  # the adapter whose weights it begins with
+    back: frozenset[str] = frozenset()  # the examples to choose the best epoch by
 
 
 def name_of(culture: str, variant: str | None) -> str:
@@ -50,6 +52,44 @@ def fit_examples(recipe: Recipe, examples: Iterable[Example], culture: str) -> l
         and e.split == "fit"
         and (wanted is None or e.review in wanted)
     ]
+
+
+def held_back(examples: Sequence[Example], share: float, seed: int) -> set[str]:
+    """The ids of examples to choose the best epoch by: about `share`, split by evidence.
+
+    What rests on a common passage, or is of one fact, question or post, stands together, so that
+    none of what is held back has been trained in other words. Empty where there are fewer than
+    ten such groups.
+    """
+    groups = _groups(examples)
+    if not share or len(groups) < LEAST_GROUPS:
+        return set()
+    found: set[str] = set()
+    for ids in sorted(groups, key=lambda ids: make_id("validation", seed, min(ids))):
+        if len(found) >= share * len(examples):
+            break
+        found |= set(ids)
+    return found
+
+
+def _groups(examples: Sequence[Example]) -> list[list[str]]:
+    """The ids of examples that stand together."""
+    above: dict[str, str] = {}  # union-find over examples, passages and facts
+
+    def root(node: str) -> str:
+        while above.setdefault(node, node) != node:
+            above[node] = node = above[above[node]]
+        return node
+
+    for example in examples:
+        fact = example.inputs.get("fact")
+        common = [f"passage {passage}" for passage in example.evidence_ids]
+        for node in (*common, *([f"fact {fact}"] if fact else [])):
+            above[root(node)] = root(example.id)
+    groups: dict[str, list[str]] = {}
+    for example in examples:
+        groups.setdefault(root(example.id), []).append(example.id)
+    return list(groups.values())
 
 
 def inputs_of(recipe: Recipe, base: Base, examples: Sequence[Example], culture: str) -> str:
@@ -121,10 +161,12 @@ def wanted(
         languages = list(dict.fromkeys(lang for c in whose for lang in c.languages))
         whose = [Culture(id=SHARED, name="All cultures", languages=languages)]
     start = _start_inputs(recipe, base, examples, variant)
+    every = _used(_changed(recipe, SHARED), examples, SHARED, variant) if start else []
+    unseen = held_back(every, recipe.train.validation, recipe.train.seed)
     found = []
     for culture in whose:
-        every = fit_examples(recipe, examples, culture.id)
-        if not every:
+        own = fit_examples(recipe, examples, culture.id)
+        if not own:
             if any(e.culture == culture.id and e.split == "fit" for e in examples):
                 raise MissingError(
                     f"no example of {culture.id} has been accepted, and train.review wants that. "
@@ -133,7 +175,7 @@ def wanted(
             how = "cmgr synthesize" + (" --no-evidence" if variant == "no-evidence" else "")
             raise MissingError(f"no training examples for {culture.id}. Make them: {how}")
         mine = _used(recipe, examples, culture.id, variant)
-        if variant == "no-contrast" and len(mine) == len(every):
+        if variant == "no-contrast" and len(mine) == len(own):
             raise CmgrError(f"{culture.id} has no contrast pairs: without them is the same")
         if variant in ("broad", "no-broad"):
             missing = "broad" if variant == "broad" else "task"
@@ -142,7 +184,10 @@ def wanted(
         name = name_of(culture.id, variant)
         inputs = wanted_inputs(recipe, base, mine, start)
         first = name_of(SHARED, variant) if start else None
-        found.append(Wanted(name, culture, recipe, mine, inputs, variant, first))
+        back = held_back(mine, recipe.train.validation, recipe.train.seed)
+        if back and start:  # what the shared adapter has learnt by heart would choose no epoch
+            back = unseen & {e.id for e in mine}
+        found.append(Wanted(name, culture, recipe, mine, inputs, variant, first, frozenset(back)))
     return found
 
 

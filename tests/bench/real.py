@@ -6,6 +6,7 @@
     python tests/bench/real.py fork --data FOLDER --work DIR
     python tests/bench/real.py hate --data FOLDER --work DIR --methods shared,routed --limit 400
     python tests/bench/real.py hate --data FOLDER --work DIR --part 1/4      # half of the training
+    python tests/bench/real.py hate --data FOLDER --work DIR --validation 0.1
 
 FOLDER holds `blend_dev.jsonl` (four-option questions rebuilt from BLEnD), `crehate.jsonl`,
 `fork.jsonl` and `factbook.jsonl` (passages of the CIA World Factbook, of which the broad stage is
@@ -68,7 +69,9 @@ RATE, PART = 0.0005, "1/2"
 METHODS = "base,prompt,few-shot,shared,merged,broad,routed,oracle"
 
 
-def prepare(name: str, data: Path, work: Path, kind: str, rank: int, rate: float) -> Path:
+def prepare(
+    name: str, data: Path, work: Path, kind: str, rank: int, rate: float, held_back: float
+) -> Path:
     """A folder with the recipe and a folder of documents per culture; returns the recipe."""
     run = RUNS[name]
     work.mkdir(parents=True, exist_ok=True)
@@ -86,7 +89,7 @@ def prepare(name: str, data: Path, work: Path, kind: str, rank: int, rate: float
         "sources": [{"kind": "documents", "path": "documents"}],
         "tasks": [run["task"]],
         "adapter": {"kind": kind, "rank": rank, "alpha": 2 * rank},
-        "train": {**run["train"], "learning_rate": rate, "validation": 0.0},
+        "train": {**run["train"], "learning_rate": rate, "validation": held_back},
     }
     path = work / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
@@ -113,14 +116,16 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=RATE)
     parser.add_argument("--part", default=PART, help="to train on; asked is 2/2")
+    parser.add_argument("--validation", type=float, default=0.0, help="the share held back")
     parser.add_argument("--methods", default=METHODS)
     options, more = parser.parse_known_args()
     run = RUNS[options.run]
     kind, rank, rate = options.kind, options.rank, options.learning_rate
     other = f"-{rate:g}" if rate != RATE else ""
     other += f"-{options.part.replace('/', 'of')}" if options.part != PART else ""
+    other += f"-held-{options.validation:g}" if options.validation else ""
     source = options.work / f"{options.run}-{kind}-{rank}{other}"
-    recipe = prepare(options.run, options.data, source, kind, rank, rate)
+    recipe = prepare(options.run, options.data, source, kind, rank, rate, options.validation)
     ws = str(source / "workspace")
     at = ("-w", ws)
     data, loader = str(options.data / run["file"]), ("--loader", run["loader"])
