@@ -15,7 +15,7 @@ from cmgr.checks import Checks
 from cmgr.checks.texts import stands_in, supports, turned
 from cmgr.overlap import Excluded
 from cmgr.recipe import Recipe
-from cmgr.records import Evidence, Example, make_id
+from cmgr.records import Evidence, Example, Message, make_id
 
 SETS = ("check_set.jsonl", "check_set_2.jsonl")
 CULTURES = [
@@ -297,7 +297,7 @@ def read_set(name: str) -> tuple[list[Evidence], list[tuple[str, bool, Example]]
             stage="task",
             inputs=inputs,
             answer=x["answer"],
-            messages=[{"role": "user", "content": x["prompt"]}],  # type: ignore[list-item]
+            messages=[Message(role="user", content=x["prompt"])],
             evidence_ids=x["evidence_ids"],
             quote=x["quote"],
             generator="openai_compatible:m",

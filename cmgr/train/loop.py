@@ -93,7 +93,7 @@ class Loop:
         self.folder = folder
         self.watch = watch or Watch()
         self.weights = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        self.first = self._copy()  # what every stage has to better
+        self.beginning = self._copy()  # what every stage has to better
         self.state: dict[str, Any] = {
             **{"stage": 0, "step": 0, "number": 0, "lines": 0, "tokens": 0, "seconds": 0.0},
             **{"loss": None, "best": None, "bad": 0, "validation": {}},
@@ -184,7 +184,7 @@ class Loop:
             total = stage.epochs * per_epoch
             if state["best"] is None and stage.validation:
                 reached = self._copy()
-                self._put(self.first)
+                self._put(self.beginning)
                 self._compare(stage, None, prompts)
                 self._put(reached)
             planned, batches = -1, []
@@ -311,7 +311,7 @@ class Loop:
                 weights.copy_(found[name])
 
     def _compare(self, stage: Stage, epoch: int | None, prompts: Prompts | None) -> None:
-        """Keep the weights if they are the best so far; the first ones are of no epoch (None)."""
+        """Keep the weights if they are the best so far; the beginning is of no epoch (None)."""
         if not stage.validation:
             return
         state = self.state

@@ -104,8 +104,8 @@ def _start_inputs(
     """The hash of the shared adapter, where cultures' adapters begin with it."""
     if recipe.train.start == "scratch":
         return None
-    plain = _changed(recipe, SHARED)
-    return wanted_inputs(plain, base, _used(plain, examples, SHARED, variant))
+    every = _used(recipe, examples, SHARED, variant)
+    return wanted_inputs(_changed(recipe, SHARED), base, every)
 
 
 def _used(
@@ -161,7 +161,7 @@ def wanted(
         languages = list(dict.fromkeys(lang for c in whose for lang in c.languages))
         whose = [Culture(id=SHARED, name="All cultures", languages=languages)]
     start = _start_inputs(recipe, base, examples, variant)
-    every = _used(_changed(recipe, SHARED), examples, SHARED, variant) if start else []
+    every = _used(recipe, examples, SHARED, variant) if start else []
     unseen = held_back(every, recipe.train.validation, recipe.train.seed)
     found = []
     for culture in whose:

@@ -187,7 +187,7 @@ def crawl(kill: bool) -> None:
     ready.wait()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        recipe = {
+        recipe: dict[str, Any] = {
             "name": "crawl",
             "cultures": [{"id": i, "name": n} for i, n in CULTURES.items()],
             "tasks": [
@@ -202,7 +202,7 @@ def crawl(kill: bool) -> None:
             },
             "web": {"delay": DELAY, "allow": [f"{host}:{PORT}" for host in HOSTS]},
         }
-        recipe["tasks"][0]["queries"] = ["custom 0 in {culture}"]  # type: ignore[index]
+        recipe["tasks"][0]["queries"] = ["custom 0 in {culture}"]
         (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
         command = [sys.executable, "-m", "cmgr", "search", "-w", name]
         start = time.perf_counter()
