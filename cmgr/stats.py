@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 RESAMPLED = 1000
 
 
-def wilson(right: int, n: int) -> tuple[float, float]:
+def wilson(right: float, n: float) -> tuple[float, float]:
     """The 95% Wilson score interval of a proportion (Wilson, 1927); (0, 1) for no items."""
     if n == 0:
         return 0.0, 1.0
@@ -22,6 +22,24 @@ def wilson(right: int, n: int) -> tuple[float, float]:
     middle = (p + q / 2) / (1 + q)
     half = z / (1 + q) * math.sqrt(p * (1 - p) / n + q / (4 * n))
     return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def grouped_wilson(rights: Sequence[bool], groups: Sequence[str]) -> tuple[float, float]:
+    """Wilson's 95% interval of a share of items of which those of one group are no independent
+    evidence: with as many items as would, independent, vary so little (Kish's design effect, 1965).
+
+    Of groups of one item it is Wilson's own.
+    """
+    n, sizes, hits = len(rights), Counter(groups), Counter[str]()
+    for right, group in zip(rights, groups, strict=True):
+        hits[group] += bool(right)
+    share = sum(hits.values()) / n
+    spread = math.fsum((hits[group] - share * size) ** 2 for group, size in sizes.items())
+    if 0 < share < 1 and len(sizes) > 1:
+        effective = min(n, n**2 * share * (1 - share) / spread) if spread else n
+    else:  # nothing tells how much groups vary: each counts once
+        effective = len(sizes)
+    return wilson(share * effective, effective)
 
 
 def kappa(one: Sequence[str], two: Sequence[str]) -> float | None:
@@ -55,18 +73,25 @@ def macro_f1(counts: NDArray[Any]) -> NDArray[np.float64]:
     return np.asarray(f1.sum(axis=-1) / np.maximum(there.sum(axis=-1), 1), dtype=np.float64)
 
 
-def mcnemar(wins: int, losses: int) -> float:
-    """The exact two-sided p of a paired comparison: items that one gets right alone, and the other.
+def sign_flip(gaps: Sequence[int], groups: Sequence[str]) -> float:
+    """The exact two-sided p of a paired comparison; `gaps` are 1, 0 or -1 per item.
 
-    McNemar's test (1947) by the binomial distribution; 1 where they never differ.
+    If neither side were better, each group's sum would as likely have the other sign (Fisher,
+    1935). Of groups of one item that is McNemar's exact test. 1 where the two never differ.
     """
-    n, few = wins + losses, min(wins, losses)
-    # of logarithms: 2**n leaves a float's range at a thousand items
-    top = n * math.log(2)
-    logs = [
-        math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in range(few + 1)
-    ]
-    return min(1.0, 2 * math.fsum(math.exp(value - top) for value in logs))
+    sums: Counter[str] = Counter()
+    for gap, group in zip(gaps, groups, strict=True):
+        sums[group] += int(gap)
+    law = np.ones(1)  # the probability of each total, the middle one is 0
+    for size, n in sorted(Counter(abs(value) for value in sums.values() if value).items()):
+        steps = np.zeros(2 * size * n + 1)
+        # of logarithms: 2**n leaves a float's range at a thousand groups
+        top = math.lgamma(n + 1) - n * math.log(2)
+        logs = [top - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in range(n + 1)]
+        steps[:: 2 * size] = np.exp(logs)
+        law = np.convolve(law, steps)
+    totals = np.abs(np.arange(len(law)) - len(law) // 2)
+    return min(1.0, math.fsum(law[totals >= abs(sum(sums.values()))]))
 
 
 class Resampled:

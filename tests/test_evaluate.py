@@ -29,7 +29,7 @@ from cmgr.recipe import Generator
 from cmgr.records import Example, Message
 from cmgr.runtime.batch import Batch, Job
 from cmgr.runtime.llama import Model
-from cmgr.stats import mcnemar, wilson
+from cmgr.stats import grouped_wilson, sign_flip
 from cmgr.synthesize import current_examples
 from cmgr.tasks import Task
 from cmgr.workspace import Workspace
@@ -78,7 +78,8 @@ def test_a_table_counts_what_was_said(results: list[Result]) -> None:
             right = said.count("yes")
             assert (row["n"], row["right"]) == (len(mine), right)
             assert row["accuracy"] == pytest.approx(right / len(mine))
-            assert row["interval"] == wilson(right, len(mine))
+            rights = [text == "yes" for text in said]
+            assert row["interval"] == grouped_wilson(rights, [r.group for r in mine])
             known = f1_score(["yes"] * len(mine), said, average="macro", zero_division=0)
             assert row["macro_f1"] == pytest.approx(known)
             low, high = row["macro_f1_interval"]
@@ -95,7 +96,8 @@ def test_pairs_are_of_the_same_items(results: list[Result]) -> None:
     wins = sum(r.right["routed"] and not r.right["prompt"] for r in results)
     losses = sum(r.right["prompt"] and not r.right["routed"] for r in results)
     assert (rows[0]["wins"], rows[0]["losses"]) == (wins, losses)
-    assert rows[0]["p"] == mcnemar(wins, losses)
+    gaps = [r.right["routed"] - r.right["prompt"] for r in results]
+    assert rows[0]["p"] == sign_flip(gaps, [r.group for r in results])
     assert rows[0]["difference"] == pytest.approx((wins - losses) / len(results))
     low, high = rows[0]["interval"]
     assert low - 1e-6 <= high

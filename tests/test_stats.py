@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import binomtest, permutation_test
 from sklearn.metrics import cohen_kappa_score, f1_score
 
-from cmgr.stats import Resampled, kappa, macro_f1, mcnemar, wilson
+from cmgr.stats import Resampled, grouped_wilson, kappa, macro_f1, sign_flip, wilson
 
 LABELS = st.integers(2, 6)
 
@@ -29,17 +29,50 @@ def test_macro_f1_is_scikit_learns(labels: int, data: st.DataObject) -> None:
     assert macro_f1(np.stack([counts, counts.T])) == pytest.approx([known, known])
 
 
-@given(st.integers(0, 400), st.integers(0, 400))
-def test_mcnemar_is_the_exact_binomial_test(wins: int, losses: int) -> None:
+def gaps_of(wins: int, losses: int, ties: int = 0) -> tuple[list[int], list[str]]:
+    gaps = [1] * wins + [-1] * losses + [0] * ties
+    return gaps, [str(n) for n in range(len(gaps))]
+
+
+@given(st.integers(0, 400), st.integers(0, 400), st.integers(0, 5))
+def test_of_single_items_the_sign_flip_is_mcnemars_exact_test(
+    wins: int, losses: int, ties: int
+) -> None:
     known = binomtest(wins, wins + losses, 0.5).pvalue if wins + losses else 1.0
-    assert mcnemar(wins, losses) == pytest.approx(known, rel=1e-9, abs=1e-300)
-    assert mcnemar(losses, wins) == mcnemar(wins, losses)
+    assert sign_flip(*gaps_of(wins, losses, ties)) == pytest.approx(known, rel=1e-9, abs=1e-300)
 
 
-def test_mcnemar_of_many_items_stays_in_range() -> None:
+def test_the_sign_flip_of_many_items_stays_in_range() -> None:
     known = binomtest(51_000, 100_000, 0.5).pvalue
-    assert mcnemar(51_000, 49_000) == pytest.approx(known, rel=1e-6)
-    assert mcnemar(20_000, 0) == 0.0
+    assert sign_flip(*gaps_of(51_000, 49_000)) == pytest.approx(known, rel=1e-6)
+    assert sign_flip(*gaps_of(20_000, 0)) == 0.0
+
+
+@given(st.lists(st.tuples(st.integers(-1, 1), st.sampled_from("abcdefgh")), min_size=1))
+def test_the_sign_flip_is_scipys_permutation_test_of_the_groups_sums(
+    items: list[tuple[int, str]],
+) -> None:
+    sums: dict[str, int] = {}
+    for gap, group in items:
+        sums[group] = sums.get(group, 0) + gap
+    found = sign_flip([gap for gap, _ in items], [group for _, group in items])
+    values = np.array(list(sums.values()))
+    if len(values) < 2 or not values.any():  # scipy wants two
+        assert found == pytest.approx(1.0)
+        return
+    known = permutation_test(
+        (values,), np.sum, permutation_type="samples", n_resamples=np.inf
+    ).pvalue
+    assert found == pytest.approx(known)
+
+
+@given(st.lists(st.integers(-1, 1), min_size=1, max_size=40), st.integers(2, 5))
+def test_copies_of_an_item_are_no_further_evidence(gaps: list[int], times: int) -> None:
+    names = [str(n) for n in range(len(gaps))]
+    assert sign_flip(gaps * times, names * times) == pytest.approx(sign_flip(gaps, names))
+    rights = [gap > 0 for gap in gaps]
+    once = grouped_wilson(rights, names)
+    assert grouped_wilson(rights * times, names * times) == pytest.approx(once)
 
 
 @given(st.integers(1, 500), st.data())
@@ -47,6 +80,24 @@ def test_wilson_is_scipys(n: int, data: st.DataObject) -> None:
     right = data.draw(st.integers(0, n))
     known = binomtest(right, n).proportion_ci(method="wilson")
     assert wilson(right, n) == pytest.approx((known.low, known.high), abs=1e-7)
+    rights, names = [True] * right + [False] * (n - right), [str(i) for i in range(n)]
+    assert grouped_wilson(rights, names) == pytest.approx((known.low, known.high), abs=1e-7)
+
+
+def test_a_grouped_interval_covers_the_truth_as_often_as_it_says() -> None:
+    """Posts of five countries each, of which a post shares most of what makes it hard."""
+    chance = np.random.default_rng(5)
+    names = [str(post) for post in range(120) for _ in range(5)]
+    grouped = plain = 0
+    for _ in range(400):
+        hard = chance.beta(0.6, 0.4, size=120)  # the mean is 0.6
+        rights = list(chance.random(600) < np.repeat(hard, 5))
+        low, high = grouped_wilson(rights, names)
+        grouped += low <= 0.6 <= high
+        low, high = wilson(sum(rights), 600)
+        plain += low <= 0.6 <= high
+    assert 0.92 <= grouped / 400 <= 0.98
+    assert plain / 400 < 0.8
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abc")), min_size=1))

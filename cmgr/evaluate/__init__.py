@@ -36,7 +36,7 @@ __all__ = [
     "run",
 ]
 
-VERSION = 2
+VERSION = 3
 OWN = "workspace"  # the name of the evaluation of a workspace's own items
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cmgr.records import Record
-from cmgr.stats import Resampled, macro_f1, mcnemar, wilson
+from cmgr.stats import Resampled, grouped_wilson, macro_f1, sign_flip
 
 ALL = "all"
 CONTESTED = "contested"
@@ -63,15 +63,14 @@ def scores(
 ) -> Iterator[dict[str, Any]]:
     """A row per part and method: n, accuracy, macro-F1 where the task has labels; 95% intervals.
 
-    Accuracy's is Wilson's; macro-F1's is resampled by groups of items.
+    Accuracy's is Wilson's, macro-F1's resampled, both by groups of items.
     """
     for (task, culture, split), mine in parts(results).items():
-        drawn = Resampled([r.group for r in mine], seed) if _labels(mine) else None
+        drawn = Resampled(_groups(mine), seed) if _labels(mine) else None
         for method in methods:
-            right = sum(r.right[method] for r in mine)
             row: dict[str, Any] = {"kind": "score", "task": task, "culture": culture}
-            row |= {"split": split, "method": method, "n": len(mine), "right": right}
-            row |= {"accuracy": right / len(mine), "interval": wilson(right, len(mine))}
+            row |= {"split": split, "method": method}
+            row |= _share([r.right[method] for r in mine], mine)
             if drawn:
                 pairs, size = _pairs(mine, method)
                 counts = np.zeros((size, size))
@@ -79,6 +78,17 @@ def scores(
                 row["macro_f1"] = float(macro_f1(counts))
                 row["macro_f1_interval"] = drawn.macro_f1(pairs, size)
             yield row
+
+
+def _groups(mine: Sequence[Result]) -> list[str]:
+    return [result.group for result in mine]
+
+
+def _share(rights: Sequence[bool], mine: Sequence[Result]) -> dict[str, Any]:
+    """How many of these results are right, and the share with its interval."""
+    right, n = sum(rights), len(rights)
+    interval = grouped_wilson(rights, _groups(mine))
+    return {"n": n, "right": right, "accuracy": right / n, "interval": interval}
 
 
 def _labels(mine: Sequence[Result]) -> list[str]:
@@ -96,24 +106,25 @@ def _pairs(mine: Sequence[Result], method: str) -> tuple[Any, int]:
 def paired(
     results: Sequence[Result], methods: Sequence[str], seed: int
 ) -> Iterator[dict[str, Any]]:
-    """Differences of accuracy on the same items: 95% bootstrap interval, McNemar's exact p."""
+    """Differences of accuracy on the same items: 95% bootstrap interval and exact p, by groups."""
     for (task, culture, split), mine in parts(results).items():
         if culture != ALL:
             continue
-        drawn = Resampled([r.group for r in mine], seed)
+        groups = _groups(mine)
+        drawn = Resampled(groups, seed)
         for method, others in AGAINST.items():
             for other in others:
                 if method not in methods or other not in methods:
                     continue
-                gaps = np.array([int(r.right[method]) - int(r.right[other]) for r in mine])
-                wins, losses = int((gaps > 0).sum()), int((gaps < 0).sum())
+                gaps = [int(r.right[method]) - int(r.right[other]) for r in mine]
                 yield {
                     "kind": "paired",
                     **{"task": task, "culture": culture, "split": split, "n": len(mine)},
                     **{"method": method, "against": other},
-                    "difference": float(gaps.mean()),
+                    "difference": sum(gaps) / len(gaps),
                     "interval": drawn.mean(gaps),
-                    **{"wins": wins, "losses": losses, "p": mcnemar(wins, losses)},
+                    **{"wins": gaps.count(1), "losses": gaps.count(-1)},
+                    "p": sign_flip(gaps, groups),
                 }
 
 
@@ -122,28 +133,25 @@ def router(
 ) -> Iterator[dict[str, Any]]:
     """How often the router named the right culture, and what its errors cost (oracle - routed)."""
     for (task, culture, split), mine in parts(results).items():
-        right = sum(r.routed_to == r.culture for r in mine)
         row: dict[str, Any] = {"kind": "router", "task": task, "culture": culture, "split": split}
-        row |= {"n": len(mine), "accuracy": right / len(mine), "interval": wilson(right, len(mine))}
+        row |= _share([r.routed_to == r.culture for r in mine], mine)
         row["abstained"] = sum(r.routed_to is None for r in mine) / len(mine)
         if "routed" in methods and "oracle" in methods and culture == ALL:
             lost = np.array([int(r.right["oracle"]) - int(r.right["routed"]) for r in mine])
             row["cost"] = float(lost.mean())
-            row["cost_interval"] = Resampled([r.group for r in mine], seed).mean(lost)
+            row["cost_interval"] = Resampled(_groups(mine), seed).mean(lost)
         yield row
 
 
 def interference(results: Sequence[Result]) -> Iterator[dict[str, Any]]:
     """Accuracy of each culture's adapter (and of `base`) on each culture's items."""
-    found: dict[tuple[str, str], list[bool]] = defaultdict(list)
+    found: dict[tuple[str, str], list[Result]] = defaultdict(list)
     for result in results:
-        for adapter, right in result.under.items():
-            found[adapter, result.culture].append(right)
-    for (adapter, culture), rights in found.items():
-        yield {
-            **{"kind": MATRIX, "adapter": adapter, "culture": culture, "n": len(rights)},
-            **{"accuracy": sum(rights) / len(rights), "interval": wilson(sum(rights), len(rights))},
-        }
+        for adapter in result.under:
+            found[adapter, result.culture].append(result)
+    for (adapter, culture), mine in found.items():
+        row: dict[str, Any] = {"kind": MATRIX, "adapter": adapter, "culture": culture}
+        yield row | _share([r.under[adapter] for r in mine], mine)
 
 
 # -- for papers and spreadsheets ----------------------------------------------------------------
@@ -188,7 +196,7 @@ def latex(rows: Sequence[dict[str, Any]], methods: Sequence[str]) -> str:
     body = [" & ".join(c) + r" \\" for c in _lines(rows, methods, r"\textbf{{{}}}".format, _tex)]
     return "\n".join(
         [
-            "% \\usepackage{booktabs}; accuracy, 95% Wilson intervals",
+            "% \\usepackage{booktabs}; accuracy, 95% Wilson intervals by groups of items",
             rf"\begin{{tabular}}{{lllr{'r' * len(methods)}}}",
             r"\toprule",
             rf"{head} \\",
