@@ -218,6 +218,39 @@ def test_what_tells_two_cultures_nothing_apart_is_left_out() -> None:
     assert reason(checks, **again, quote="they smile") == "the same for another culture"
 
 
+THINGS = [
+    f"{verb} {whom}"
+    for verb in ("bow", "wave", "sing")
+    for whom in ("him", "her", "us", "me", "all")
+]
+
+
+def labelled(generator: str, answers: list[str]) -> list[str | None]:
+    checks = Checks(RECIPE, EVIDENCE)
+    return [
+        reason(
+            checks,
+            id=thing,
+            task="label",
+            inputs={"statement": thing, "options": ["usual", "unusual"], "fact": thing},
+            answer=answer,
+            messages=[{"role": "user", "content": f"Is this usual?\n\n{thing}"}],
+            generator=generator,
+        )
+        for thing, answer in zip(THINGS, answers, strict=True)
+    ]
+
+
+def test_labels_that_a_model_writes_are_balanced_and_those_that_people_bring_are_theirs() -> None:
+    skewed = ["usual"] * 13 + ["unusual"] * 2
+    assert labelled("llama:x", skewed) == [
+        *[None] * 11,
+        *["too many of one label"] * 2,
+        *[None] * 2,
+    ]
+    assert labelled("import:posts.csv", skewed) == [None] * 15
+
+
 def test_an_evaluation_item_is_not_trained() -> None:
     item = Excluded(["how does one greet an elder at the door"])
     checks = Checks(RECIPE, EVIDENCE, item)

@@ -560,6 +560,38 @@ def test_several_wordings_of_one_thing_are_all_taken(own: Workspace, tmp_path: P
     assert found["brazil"]["left_out"] == {"the same for another culture": 4}
 
 
+def test_a_file_imported_again_adds_nothing(own: Workspace, tmp_path: Path) -> None:
+    """Whatever the order of its labels: another example more would train every adapter anew."""
+    write_recipe(own.folder, tasks=[NOISE])
+    own = Workspace(own.folder)
+    lines = tmp_path / "noise.jsonl"
+    rows = [
+        {"sound": sound, "answer": "loud" if n < 14 else "soft"} for n, sound in enumerate(SOUNDS)
+    ]
+    lines.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = synthesize.import_file(own, lines, "noise", {}, "japan")
+    assert found["japan"] == {"came": len(rows), "kept": len(rows), "left_out": {}}
+    before = own.path("examples.jsonl").read_bytes()
+    assert synthesize.import_file(own, lines, "noise", {}, "japan") == {}
+    assert own.path("examples.jsonl").read_bytes() == before
+
+
+SOUNDS = [
+    f"{size} {of}"
+    for size in ("big", "old", "far")
+    for of in ("bell", "drum", "gong", "horn", "train")
+]
+NOISE = {
+    "id": "noise",
+    "name": "Noise",
+    "instruction": "Is this sound loud or soft?",
+    "queries": ["noise in {culture}"],
+    "prompt": "Sound: {sound}",
+    "fields": {"sound": "a sound"},
+    "labels": ["loud", "soft"],
+}
+
+
 MEALS = ("meal", "lunch", "dinner", "supper")
 
 

@@ -20,7 +20,7 @@ from cmgr.sources.passages import mentions, names_of, word_count
 from cmgr.tasks import Task
 
 MAX_WORDS = 60  # of an answer where the task does not say
-MOST = 0.75  # share that one label may have of a task's examples
+MOST = 0.75  # share that one label may have of what a model writes for a task
 FEW = 12  # examples from which on labels are balanced
 NEAR = 0.65  # Jaccard similarity of pairs of words from which an example is a copy of another
 
@@ -76,7 +76,8 @@ class Checks:
                 if self._names_none(prompt):
                     known = (example.culture, _folded(example.answer))
                     self._alike[example.task].add(known, self._written(example))
-            self._labels[example.culture, example.task][example.answer] += 1
+            if not _is_brought(example):
+                self._labels[example.culture, example.task][example.answer] += 1
         return found
 
     def of_itself(self, example: Example) -> str | None:
@@ -234,7 +235,8 @@ class Checks:
         ):
             return "the same for another culture"
         task = self._tasks.get(example.task or "")
-        if task and task.labels:
+        # how often a label is right in what people bring is theirs to say
+        if task and task.labels and not _is_brought(example):
             count = self._labels[key]
             total = count.total() + 1
             if total >= FEW and count[example.answer] + 1 > MOST * total:
