@@ -10,6 +10,7 @@ import select
 import sys
 import time
 from pathlib import Path
+from random import Random
 
 import pytest
 from conftest import cmgr, write_recipe
@@ -90,11 +91,11 @@ def test_kappa_equals_the_published_example() -> None:
 
 
 @given(st.lists(st.sampled_from("arx"), min_size=2, max_size=30), st.randoms())
-def test_kappa_is_one_for_the_same_and_at_most_one(verdicts: list[str], rng: object) -> None:
+def test_kappa_is_one_for_the_same_and_at_most_one(verdicts: list[str], rng: Random) -> None:
     if len(set(verdicts)) > 1:
         assert kappa(verdicts, verdicts) == pytest.approx(1)
     other = list(verdicts)
-    rng.shuffle(other)  # type: ignore[attr-defined]
+    rng.shuffle(other)
     value = kappa(verdicts, other)
     assert value is None or value <= 1 + 1e-9
 

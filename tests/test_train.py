@@ -399,7 +399,7 @@ def test_a_disk_that_is_full_leaves_the_last_checkpoint(tmp_path: Path) -> None:
     code = f"""
 import resource, signal, torch
 from pathlib import Path
-from cmgr.train import checkpoint, variants
+from cmgr.train import checkpoint
 folder = Path({str(tmp_path)!r})
 checkpoint.save(folder, 1, {{"step": 1}}, {{"w": torch.zeros(10)}})
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
