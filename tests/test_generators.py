@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import cmgr, write_recipe
+from conftest import CULTURES, cmgr, write_recipe
 from hypothesis import given
 from hypothesis import strategies as st
 from model_server import FAULTS, ModelServer, write_examples
@@ -411,6 +412,66 @@ def test_contrasts_ask_the_same_of_two_cultures(make: Callable[..., Workspace]) 
             assert example.inputs["contrast"]
             by_prompt.setdefault(example.inputs["contrast"], set()).add(example.culture)
         assert any(len(cultures) == 2 for cultures in by_prompt.values())
+
+
+def pairs(body: dict[str, Any]) -> str:
+    """One example a passage; of a contrast one pair; what no culture is named in, all say alike."""
+    value = json.loads(write_examples(body))
+    parts = value["examples"]
+    if "Cultures:" in body["messages"][-1]["content"]:
+        half = len(parts) // 2
+        item = {**parts[0], "question": f"A guest comes, case {len(parts[0]['answer'])}?"}
+        item |= {f"other_{k}": parts[half][k] for k in ("answer", "passage", "quote")}
+        parts = [item]
+    elif "options" not in parts[0]:
+        same = {"answer": "It is learnt at home.", "quote": "It is learnt at home."}
+        parts.append({**parts[0], **same, "question": "Where is such a habit learnt, and when?"})
+    return json.dumps({"examples": parts})
+
+
+def forget(ws: Workspace) -> None:
+    """Take away what a synthesis has made."""
+    shutil.rmtree(ws.path("cache", "calls"))
+    for name in ("examples.jsonl", "quarantine.jsonl", "logs/synthesize.json"):
+        ws.path(name).unlink(missing_ok=True)
+
+
+def made_of(ws: Workspace) -> dict[str, Any]:
+    """The examples in their order and what was left out, by culture."""
+    parts = ws.parts("synthesize")
+    return {c: {k: part[k] for k in ("ids", "yield", "unanswered")} for c, part in parts.items()}
+
+
+def test_stopped_and_run_again_it_makes_the_same_pairs(make: Callable[..., Workspace]) -> None:
+    """A contrast belongs to both its cultures, and what one culture has is compared with all."""
+    with ModelServer(answer=pairs) as server:
+        ws = make(server, generator={"contrast": True, "most_at_once": 1})
+        synthesize.build(ws)
+        whole = made_of(ws)
+        total = len(server.asked)
+        assert "the same for another culture" in str(whole["germany"]["yield"])
+        paired = Counter(
+            e.culture for e in synthesize.current_examples(ws) if "contrast" in e.inputs
+        )
+        assert len(paired) == 3 and min(paired.values()) > 0
+        contrasts = sum(r.kind == "contrast" for r in synthesize._requests(ws, set(CULTURES)))
+        for stops in ([total - contrasts], [total - 1], [3, 4], []):
+            forget(ws)
+            for most in stops:
+                synthesize.build(ws, max_calls=most)
+                assert not ws.is_current("synthesize", synthesize.wanted_inputs(ws))
+            for culture in [] if stops else reversed(CULTURES):  # one culture after the other
+                synthesize.build(ws, cultures=[culture])
+            synthesize.build(ws)
+            assert made_of(ws) == whole
+            assert ws.is_current("synthesize", synthesize.wanted_inputs(ws))
+            assert not synthesize.build(ws)
+        forget(ws)
+        words = ("synthesize", "-w", str(ws.folder))
+        stopped = cmgr(*words, "--max-calls", str(total - contrasts), cwd=ws.folder)
+        assert stopped.returncode == 4
+        for culture in ("Japan", "Brazil", "Germany"):
+            assert f"{culture}: {contrasts * 2 // 3}" in stopped.stderr
 
 
 def test_without_evidence_is_a_set_of_its_own(make: Callable[..., Workspace]) -> None:

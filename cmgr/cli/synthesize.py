@@ -90,10 +90,11 @@ def command(
         _show_yield(mine)
     else:
         _show_tables(mine)
-    unanswered = sum(entry["unanswered"] for entry in mine.values())
-    if unanswered:
+    lacking = {i: entry["unanswered"] for i, entry in mine.items() if entry["unanswered"]}
+    if lacking:  # a contrast counts for both its cultures, so there is no sum
+        told = ", ".join(f"{ws.recipe.culture(i).name}: {n}" for i, n in lacking.items())
         raise PartialError(
-            f"{unanswered} calls have no answer yet. `cmgr synthesize` makes them; "
+            f"calls with no answer yet: {told}. `cmgr synthesize` makes them; "
             "what was written is kept."
         )
 

@@ -85,14 +85,19 @@ def build(
     if not todo and ws.is_current("synthesize", hash_parts("synthesize", parts, "unanswered")):
         return False
 
+    renewed = list(todo)
     if recipe.generator.kind == "extractive":
         made = checked(ws, evidence, list(extractive.generate(recipe, evidence)))
     else:
         budget = Budget(price_of(recipe.generator), max_cost, max_calls)
-        requests = _requests(ws, {c.id for c in todo})
-        made = _written(ws, evidence, requests, budget, progress)
+        # some checks compare cultures, so all are looked at together, and what was stopped and
+        # run again, or made one by one, ends as what was made at once
+        asked = {c.id for c in wanted}
+        others = {i for i, part in parts.items() if part["inputs"] == inputs}
+        made = _written(ws, evidence, _requests(ws, asked | others), asked, budget, progress)
+        renewed = [c for c in recipe.cultures if c.id in asked or c.id in others & made.keys()]
     quarantined = {getattr(r, "id", "") for r in ws.read("quarantine", Record)}
-    for done, culture in enumerate(todo, 1):
+    for done, culture in enumerate(renewed, 1):
         mine = made.get(culture.id, Outcome())
         ws.append("examples", [e for e in mine.kept if e.id not in have])
         bad = mine.failed
@@ -106,11 +111,9 @@ def build(
             "unanswered": mine.unanswered,
             "imported": parts.get(culture.id, {}).get("imported", []),
         }
-        _finish(ws, parts)
         if progress and recipe.generator.kind == "extractive":
             progress(f"synthesize · {culture.name}", done, len(todo))
-    if not todo:
-        _finish(ws, parts)
+    _finish(ws, parts)
     return bool(todo)
 
 
@@ -132,7 +135,8 @@ def build_bare(
         raise MissingError("no evidence to take the topics from. Find some: cmgr search")
     budget = Budget(price_of(ws.recipe.generator), max_cost, max_calls)
     requests = list(writing.bare_requests(ws.recipe, evidence))
-    made = _written(ws, evidence, requests, budget, progress, second=False)
+    everyone = {c.id for c in ws.recipe.cultures}
+    made = _written(ws, evidence, requests, everyone, budget, progress, second=False)
     have = {e.id for e in ws.read("examples", Example)}
     parts = {}
     for culture, mine in made.items():
@@ -211,19 +215,24 @@ def _written(
     ws: Workspace,
     evidence: list[Evidence],
     requests: Sequence[writing.Request],
+    asked: set[str],
     budget: Budget,
     progress: Progress | None,
     second: bool = True,
 ) -> dict[str, Outcome]:
+    """What becomes of these requests; only those of the cultures `asked` are made, the others read.
+
+    Of a culture that is not asked, and has a request without an answer, nothing is returned.
+    """
     calls = calls_of(ws)
-    ask(ws, requests, calls, budget, progress)
+    ask(ws, [r for r in requests if asked & {r.culture, r.other}], calls, budget, progress)
     examples: list[Example] = []
     malformed: list[tuple[writing.Request, str]] = []
     unanswered: Counter[str] = Counter()
     for request in requests:
         text = calls.get(request)
         if text is None:
-            unanswered[request.culture] += 1
+            unanswered.update({request.culture, request.other} - {""})
             continue
         items = writing.items(text)
         if not items:
@@ -252,10 +261,12 @@ def _written(
         )
     for culture, count in unanswered.items():
         made[culture].unanswered = count
+        if culture not in asked:
+            del made[culture]
     if second and ws.recipe.generator.judge:
-        look_again(ws, evidence, made, "judge", calls, budget, progress)
+        look_again(ws, evidence, made, asked, "judge", calls, budget, progress)
     if second and ws.recipe.generator.again:
-        look_again(ws, evidence, made, "again", calls, budget, progress)
+        look_again(ws, evidence, made, asked, "again", calls, budget, progress)
     if budget.stopped:
         ws.say(f"stopped before {budget.stopped} would be exceeded; what was written is kept")
     if budget.calls:

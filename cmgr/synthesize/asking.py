@@ -67,9 +67,14 @@ def answers(
     calls: Calls,
     budget: Budget,
     progress: Progress | None,
+    cultures: set[str] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """What a model answers to these, by key; {} where it is no object, no key without an answer."""
-    ask(ws, requests, calls, budget, progress)
+    """What a model answers to these, by key; {} where it is no object, no key without an answer.
+
+    Calls are made for these cultures alone (or all); of the others, what is kept is read.
+    """
+    mine = [r for r in requests if cultures is None or cultures & {r.culture, r.other}]
+    ask(ws, mine, calls, budget, progress)
     found: dict[str, dict[str, Any]] = {}
     for request in requests:
         text = calls.get(request)

@@ -77,19 +77,23 @@ def look_again(
     ws: Workspace,
     evidence: list[Evidence],
     made: dict[str, Outcome],
+    asked: set[str],
     kind: Literal["judge", "again"],
     calls: Calls,
     budget: Budget,
     progress: Progress | None,
 ) -> None:
-    """Drop what a judge scores too low, or what the model answers otherwise from its passage."""
+    """Drop what a judge scores too low, or what the model answers otherwise from its passage.
+
+    Calls are made for the cultures `asked` alone; of the others those that have answers count.
+    """
     by_id = {item.id: item for item in evidence}
     looks = {
         e.id: writing.second_look(ws.recipe, kind, e, by_id[e.evidence_ids[0]])
         for mine in made.values()
         for e in mine.kept
     }
-    said = answers(ws, list(looks.values()), calls, budget, progress)
+    said = answers(ws, list(looks.values()), calls, budget, progress, asked)
     least = ws.recipe.generator.judge or 0
     for mine in made.values():
         kept = []
