@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
+import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,15 +26,37 @@ R = TypeVar("R", bound=Record)
 Progress = Callable[[str, int, int], None]
 
 
+STALE = 3600.0  # seconds after which a part is one that a kill left
+_PART = re.compile(r"\..+\.[0-9a-f]{8}\.part")
+
+
 def write_atomic(path: Path, data: bytes) -> None:
-    """Replace a file whole or not at all, also across a power cut."""
+    """Replace a file whole or not at all, also across a power cut; from any thread or process.
+
+    Where this fails nothing is left; what a kill left is removed by a later write to the folder.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    with part.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    _sweep(path.parent)
+    part = path.with_name(f".{path.name}.{os.urandom(4).hex()}.part")
+    try:
+        with part.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+@cache
+def _sweep(folder: Path) -> None:
+    """Remove parts that are older than any write takes; once for each folder in a process."""
+    for entry in os.scandir(folder):
+        if _PART.fullmatch(entry.name):
+            with suppress(OSError):  # another process was faster
+                if time.time() - entry.stat().st_mtime > STALE:
+                    Path(entry.path).unlink()
 
 
 def append_lines(path: Path, lines: str, sync: bool = True) -> None:

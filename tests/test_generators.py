@@ -25,7 +25,7 @@ from werkzeug import Response
 
 from cmgr import search, synthesize
 from cmgr.base import resolve
-from cmgr.errors import MissingError, UsageError
+from cmgr.errors import CmgrError, MissingError, UsageError
 from cmgr.generators import openai_compatible
 from cmgr.generators.calls import Budget, Calls, price_of, tokens_of
 from cmgr.generators.openai_compatible import Level
@@ -191,6 +191,44 @@ def test_no_bound_is_ever_exceeded(max_cost: float, max_calls: int, answers: lis
         budget.end(one, Completion("x", 20, one.tokens))
     assert budget.cost <= max_cost + 1e-12
     assert budget.calls <= max_calls
+
+
+MONEY = st.lists(
+    st.tuples(
+        st.sampled_from(["begin", "answer", "fail", "collect", "stray"]),
+        st.integers(0, 5),
+        st.integers(1, 400),
+    ),
+    max_size=80,
+)
+
+
+@given(st.floats(0, 0.01), MONEY)
+def test_in_any_order_the_bound_holds_for_what_is_begun(
+    max_cost: float, acts: list[tuple[str, int, int]]
+) -> None:
+    """What an earlier process began counts, but sets nothing free that this one has set aside."""
+    budget = Budget(Price(input=2.5, output=10), max_cost)
+    under_way: list[Request] = []
+    begun = collected = 0.0
+    for act, number, tokens in acts:
+        answer = Completion("x", 20, min(tokens, 100))
+        if act == "begin" and budget.begin(request(number)):
+            under_way.append(request(number))
+            worst = sum(budget.most(r) for r in under_way)
+            assert budget.cost + worst <= max_cost + 1e-12
+        elif act == "collect":
+            collected += budget.collect("of old", answer, Price(input=1, output=tokens)) or 0
+        elif act == "stray" and request(number).key not in {r.key for r in under_way}:
+            collected += budget.end(request(number), answer) or 0
+        elif act in {"answer", "fail"} and under_way:
+            ended = under_way.pop(number % len(under_way))
+            begun += budget.end(ended, answer if act == "answer" else None) or 0
+        held = sum(budget.most(r) for r in under_way)
+        assert budget.reserved >= 0 and abs(budget.reserved - held) < 1e-9
+    assert begun <= max_cost + 1e-12
+    assert budget.cost == pytest.approx(begun + collected)
+    assert budget.cost <= max_cost + collected + 1e-12
 
 
 def test_tokens_are_estimated_in_every_script() -> None:
@@ -701,7 +739,10 @@ class BatchApi:
         self.files: dict[str, str] = {}
         self.batches: dict[str, dict[str, Any]] = {}
         self.status = "in_progress"
-        self.fails = 0
+        self.fails = 0  # lines of the output that are errors
+        self.expires = 0  # calls that the batch did not get to
+        self.cut = 0  # bytes that the output lacks at its end
+        self.sent = 0  # files of answers
         server.expect_request("/v1/files", method="POST").respond_with_handler(self.upload)
         server.expect_request("/v1/batches", method="POST").respond_with_handler(self.create)
         server.expect_request("/v1/batches", method="GET").respond_with_handler(self.all)
@@ -747,6 +788,7 @@ class BatchApi:
             "input_file_id": asked["input_file_id"],
             "status": self.status,
             "output_file_id": f"out-{name}" if ended else None,
+            "error_file_id": f"err-{name}" if ended and self.expires else None,
             "request_counts": {"total": 9, "completed": 4, "failed": 0},
         }
 
@@ -759,11 +801,19 @@ class BatchApi:
         return self.shown(request.path.rpartition("/")[2])
 
     def content(self, request: Any) -> Response:
-        batch = request.path.split("/")[3].removeprefix("out-")
+        kind, _, batch = request.path.split("/")[3].partition("-")
+        self.sent += 1
         lines = []
         asked = self.files[self.batches[batch]["input_file_id"]].splitlines()
         for number, line in enumerate(asked):
             value = json.loads(line)
+            expired = number >= len(asked) - self.expires
+            if expired:
+                error = {"code": "batch_expired", "message": "This request could not be executed."}
+                late = {"custom_id": value["custom_id"], "response": None, "error": error}
+                lines += [json.dumps(late)] if kind == "err" else []
+            if expired or kind == "err":
+                continue
             body: dict[str, Any] = {
                 "choices": [
                     {
@@ -777,8 +827,10 @@ class BatchApi:
             if number < self.fails:
                 body, status = {"error": {"message": "server error"}}, 500
             response = {"status_code": status, "body": body}
-            lines.append(json.dumps({"custom_id": value["custom_id"], "response": response}))
-        return Response("\n".join(reversed(lines)))
+            answered = {"custom_id": value["custom_id"], "response": response}
+            lines.append(json.dumps(answered, ensure_ascii=False))
+        data = "\n".join(reversed(lines)).encode()
+        return Response(data[: len(data) - self.cut], content_type="application/jsonl")
 
 
 def batched(make: Callable[..., Workspace], httpserver: HTTPServer) -> tuple[BatchApi, Workspace]:
@@ -826,6 +878,107 @@ def test_a_batch_that_a_crash_left_half_known_is_found_again(
     synthesize.build(ws)
     assert len(api.batches) == 1
     assert (read_json(state) or {})["batch"] == "batch-0"
+
+
+def test_what_a_batch_brought_is_kept_whatever_is_asked_now(
+    make: Callable[..., Workspace], httpserver: HTTPServer
+) -> None:
+    """Of other cultures, and of an earlier recipe: all of it was paid for."""
+    api, ws = batched(make, httpserver)
+    synthesize.build(ws)
+    before = {r.key for r in synthesize.planned(ws)}
+    api.status = "completed"
+    said: list[str] = []
+    ws.say = said.append
+    synthesize.build(ws, cultures=["japan"])
+    assert synthesize.planned(ws) == [] and len(api.batches) == 1
+    assert any("answers to other calls are kept" in line for line in said)
+    synthesize.build(ws)
+    assert {e.culture for e in synthesize.current_examples(ws)} == set(CULTURES)
+    # the recipe changes while a batch is on its way
+    settings = ws.recipe.generator.model_dump(exclude_none=True)
+    write_recipe(ws.folder, generator={**settings, "temperature": 0.3}, tasks=[CHOICE])
+    changed = Workspace(ws.folder)
+    api.status = "in_progress"
+    synthesize.build(changed)
+    paid = {r.key for r in synthesize.planned(changed)}
+    assert len(api.batches) == 2 and len(paid) == len(before) and not paid & before
+    write_recipe(ws.folder, generator={**settings, "temperature": 0.4}, tasks=[CHOICE])
+    again = Workspace(ws.folder)
+    api.status = "completed"
+    synthesize.build(again)
+    assert len(api.batches) == 3
+    assert synthesize.planned(changed) == []
+
+
+def test_a_judge_throws_no_other_batch_away(
+    make: Callable[..., Workspace], httpserver: HTTPServer
+) -> None:
+    api, ws = batched(make, httpserver)
+    synthesize.build(ws, cultures=["japan"])
+    api.status = "completed"
+    synthesize.build(ws, cultures=["japan"])
+    settings = ws.recipe.generator.model_dump(exclude_none=True)
+    write_recipe(ws.folder, generator={**settings, "judge": 3}, tasks=[CHOICE])
+    judged = Workspace(ws.folder)
+    api.status = "in_progress"
+    synthesize.build(judged, cultures=["brazil"])
+    assert len(api.batches) == 2
+    api.status = "completed"
+    synthesize.build(judged, cultures=["japan"])  # nothing to write, much to judge
+    assert {r.culture for r in synthesize.planned(judged)} == {"germany"}
+    assert len(api.batches) == 3  # the judge's
+
+
+def test_a_batch_that_expired_gives_what_it_has(
+    make: Callable[..., Workspace], httpserver: HTTPServer
+) -> None:
+    api, ws = batched(make, httpserver)
+    synthesize.build(ws)
+    total = len(synthesize.planned(ws))
+    api.status, api.expires = "expired", 3
+    said: list[str] = []
+    ws.say = said.append
+    synthesize.build(ws)
+    assert len(synthesize.planned(ws)) == 3
+    assert any("batch_expired" in line and "None" not in line for line in said)
+    assert not ws.path("cache", "batch.json").exists()
+    synthesize.build(ws)
+    assert [len(text.splitlines()) for text in api.files.values()] == [total, 3]
+
+
+def test_a_batch_is_remembered_until_all_of_it_is_on_disk(
+    make: Callable[..., Workspace], httpserver: HTTPServer
+) -> None:
+    api, ws = batched(make, httpserver)
+    synthesize.build(ws)
+    state = ws.path("cache", "batch.json")
+    api.status, api.cut = "completed", 40
+    with pytest.raises(CmgrError, match="cannot be read"):
+        synthesize.build(ws, cultures=["germany"])
+    way = state.read_bytes()  # and what is whole in it is kept
+    assert len(synthesize.planned(ws)) == 1
+    api.cut = 0
+    synthesize.build(ws)
+    assert synthesize.planned(ws) == [] and not state.exists()
+    # killed after the last answer was kept and before the state was deleted
+    state.write_bytes(way)
+    sent = api.sent
+    synthesize.build(ws, force=True)
+    write_recipe(ws.folder, generator=ws.recipe.generator.model_dump(), tasks=[CHOICE, ADVICE])
+    synthesize.build(Workspace(ws.folder))
+    assert api.sent == sent and len(api.batches) == 2
+
+
+def test_an_answer_with_a_line_separator_in_it_is_one_line(
+    make: Callable[..., Workspace], httpserver: HTTPServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api, ws = batched(make, httpserver)
+    monkeypatch.setitem(globals(), "write_examples", lambda _: '{"examples": ["a\u2028b\x85c"]}')
+    synthesize.build(ws)
+    api.status = "completed"
+    synthesize.build(ws)
+    assert synthesize.planned(ws) == []
 
 
 def test_a_batch_costs_half() -> None:

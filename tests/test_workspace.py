@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from cmgr.errors import CmgrError, MissingError, UsageError
 from cmgr.records import Query
-from cmgr.workspace import Workspace
+from cmgr.workspace import STALE, Workspace, write_atomic
 
 
 def query(number: int) -> Query:
@@ -65,6 +70,36 @@ def test_append_after_a_cut_off_line_keeps_both_apart(ws: Workspace) -> None:
     ws.path("queries.jsonl").write_bytes(b'{"id": "1"')
     ws.append("queries", [query(2)])
     assert [q.text for q in ws.read("queries", Query)] == ["2"]
+
+
+def test_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
+    """Threads and processes: each writes it whole, one is the last, nothing is left beside it."""
+    path = tmp_path / "made" / "value.json"
+    code = (
+        "import sys; from pathlib import Path; from cmgr.workspace import write_atomic\n"
+        "for n in range(40): write_atomic(Path(sys.argv[1]), sys.argv[2].encode() * 50_000)"
+    )
+    others = [subprocess.Popen([sys.executable, "-c", code, str(path), name]) for name in "xy"]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: write_atomic(path, b"%d" % (n % 10) * 50_000), range(200)))
+    assert [other.wait(60) for other in others] == [0, 0]
+    data = path.read_bytes()
+    assert len(data) == 50_000 and len(set(data)) == 1
+    assert [entry.name for entry in path.parent.iterdir()] == ["value.json"]
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
+    old, new, other = (tmp_path / n for n in (".a.0123abcd.part", ".a.4567cdef.part", ".b.part"))
+    for path in (old, new, other):
+        path.write_text("half")
+    os.utime(old, (0, time.time() - STALE - 60))
+    os.utime(other, (0, 0))
+    write_atomic(tmp_path / "a", b"whole")
+    assert not old.exists()  # any other may be of a writer that is at work
+    assert new.exists() and other.exists()
+    with pytest.raises(OSError):
+        write_atomic(tmp_path, b"a folder is no file")
+    assert not list(tmp_path.parent.glob(f".{tmp_path.name}.*.part"))
 
 
 def test_the_second_is_told_who_holds_the_workspace(ws: Workspace) -> None:

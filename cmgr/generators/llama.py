@@ -37,6 +37,6 @@ def write(
             failed[str(refused)] += 1
             done(request, str(refused))
         else:
-            calls.put(request, answer, budget.end(request, answer))
+            calls.put(request.key, answer, budget.end(request, answer))
             done(request, None)
     return failed

@@ -75,9 +75,7 @@ async def run(
                     later.clear()
                     break
                 request, tried = waiting.pop()
-                task = asyncio.create_task(
-                    endpoint.complete(request.messages, request.schema, request.tokens)
-                )
+                task = asyncio.create_task(_kept(endpoint, request, calls, budget))
                 tasks[task] = request, tried
             if not tasks and not waiting and not later:
                 return
@@ -96,8 +94,7 @@ async def run(
                 try:
                     answer = task.result()
                 except TroubleError as trouble:
-                    budget.end(request, None)
-                    budget.calls -= trouble.limited  # a call that was not taken is none
+                    budget.end(request, None, taken=not trouble.limited)
                     if trouble.limited:
                         level.limited(len(tasks), trouble.wait)
                     if tried >= generator.retries and not (trouble.limited and tried < 50):
@@ -112,13 +109,20 @@ async def run(
                     done(request, str(refused))
                 else:
                     level.answered()
-                    calls.put(request, answer, budget.end(request, answer))
+                    budget.end(request, answer)
                     done(request, None)
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await endpoint.close()
+
+
+async def _kept(endpoint: Endpoint, request: Request, calls: Calls, budget: Budget) -> Completion:
+    """An answer that is on disk; the disk is waited for in a thread, so that other calls go on."""
+    answer = await endpoint.complete(request.messages, request.schema, request.tokens)
+    await asyncio.to_thread(calls.put, request.key, answer, budget.cost_of(request, answer))
+    return answer
 
 
 def write(

@@ -32,6 +32,7 @@ from cmgr.sources.requesting import (
     host_of,
     host_port,
 )
+from cmgr.workspace import write_atomic
 
 __all__ = ["Response", "SourceError", "Value", "Web"]
 
@@ -166,12 +167,8 @@ class Web:
 
     def keep(self, key: str, facts: dict[str, Any], body: bytes = b"") -> None:
         """Put something into the cache, whole or not at all."""
-        path = self._path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{threading.get_ident()}.part")
         head = json.dumps({"at": now(), **facts}, ensure_ascii=False).encode()
-        part.write_bytes(gzip.compress(head + b"\n" + body, compresslevel=1))
-        part.replace(path)
+        write_atomic(self._path(key), gzip.compress(head + b"\n" + body, compresslevel=1))
         if self._fresh is not None:
             self._fresh.add(key)
 

@@ -269,10 +269,11 @@ def _written(
         look_again(ws, evidence, made, asked, "again", calls, budget, progress)
     if budget.stopped:
         ws.say(f"stopped before {budget.stopped} would be exceeded; what was written is kept")
-    if budget.calls:
+    if budget.calls or budget.collected:
         spent = f"${budget.cost:.4f}" if budget.price else "unknown: set generator.price"
+        collected = f", {budget.collected} answers collected" if budget.collected else ""
         ws.say(
-            f"{budget.calls} calls, {budget.tokens['input']} tokens in, "
+            f"{budget.calls} calls{collected}, {budget.tokens['input']} tokens in, "
             f"{budget.tokens['output']} out, cost {spent}"
         )
     return made

@@ -28,7 +28,6 @@ def save(folder: Path, number: int, state: dict[str, Any], tensors: Tensors) -> 
     try:
         write_atomic(path, data)
     except OSError as error:
-        path.with_name(f".{path.name}.part").unlink(missing_ok=True)
         raise CmgrError(
             f"{path}: {error.strerror}: a checkpoint takes {len(data) / 2**20:.0f} MB. The last "
             "one stands: make room and run cmgr train again to go on from it"
