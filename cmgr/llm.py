@@ -9,18 +9,22 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from cmgr import dialects
+from cmgr.dialects import FORMATS, Taken, format_of
 from cmgr.errors import CmgrError, MissingError, UsageError
 from cmgr.recipe import Generator
-from cmgr.records import Message
+from cmgr.records import Message, make_id
+
+if TYPE_CHECKING:
+    import openai
 
 Shape = TypeVar("Shape", bound=BaseModel)
 
 CONTEXT = 8192  # of a model in this process
-_FORMATS = ("json_schema", "json_object", "text")  # strongest first
 
 
 class RefusedError(CmgrError):
@@ -47,12 +51,12 @@ class Completion:
 
 
 class Endpoint:
-    """Chat completions; the strongest structured output that the server takes, found out once.
+    """Chat completions, in the strongest structured output that the server takes (`taken`).
 
     Raises MissingError where a key is needed and not there.
     """
 
-    def __init__(self, generator: Generator) -> None:
+    def __init__(self, generator: Generator, taken: Taken | None = None) -> None:
         import openai
 
         key = api_key(generator)
@@ -64,8 +68,7 @@ class Endpoint:
             max_retries=0,
             timeout=generator.timeout,
         )
-        self.form = 0  # the place in _FORMATS of what the server takes
-        self.left_out: set[str] = set()  # parameters that it does not take
+        self._taken = taken or Taken()
 
     async def complete(
         self, messages: Sequence[Message], schema: dict[str, Any], tokens: int
@@ -76,25 +79,27 @@ class Endpoint:
         """
         import openai
 
+        about = make_id(schema)
+        form, left_out = self._taken.form(about), set(self._taken.left_out)
+        refused: set[int] = set()
         while True:
-            form = self.form
             try:
                 answer = await asyncio.wait_for(
                     self._client.chat.completions.create(
                         model=self._settings.model,
                         messages=[m.model_dump() for m in messages],  # type: ignore[misc]  # plain dicts do
-                        response_format=response_format(_FORMATS[form], schema),
-                        **self._options(tokens),
+                        **format_of(form, schema),
+                        **self._options(tokens, left_out),
                     ),
                     self._settings.timeout,
                 )
-                return self._read(answer)
+                found = self._read(answer)
+                self._taken.learn(about, form, refused, left_out)
+                return found
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-                if self._leave_out(error.message):
-                    continue
-                if form + 1 == len(_FORMATS):
-                    raise RefusedError(f"{self._where}: {error.message}"[:300]) from None
-                self.form = max(self.form, form + 1)
+                lower = self._less(error, form, left_out)
+                refused |= set(range(form, lower))
+                form = lower
             except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
                 told = f" ({error.status_code})"
                 raise MissingError(f"{self._where} refuses the key{told}. Set another.") from None
@@ -113,29 +118,39 @@ class Endpoint:
             except openai.APIConnectionError:
                 raise TroubleError("broken connection") from None
             except openai.APIStatusError as error:
-                # llama-cpp-python's server says 500 of a format that it does not know
-                if "response_format" not in error.message or form + 1 == len(_FORMATS):
+                # llama-cpp-python's server says 500 of a format that it does not know, and Ollama
+                # of a schema, and some of a text that is too long
+                if dialects.read(error.body, error.message).kind in {"parameters", "other"}:
                     raise TroubleError(f"status {error.status_code}") from None
-                self.form = max(self.form, form + 1)
+                lower = self._less(error, form, left_out)
+                refused |= set(range(form, lower))
+                form = lower
             except (openai.APIError, ValueError) as error:  # a body that is no JSON, no UTF-8
                 raise TroubleError(f"invalid answer ({type(error).__name__})") from None
 
-    def _options(self, tokens: int) -> dict[str, Any]:
+    def _options(self, tokens: int, left_out: set[str]) -> dict[str, Any]:
         """How it is to answer, in the words that this model knows."""
         wanted = {
             "max_tokens": tokens,
             "temperature": self._settings.temperature,
             "seed": self._settings.seed,
         }
-        if "max_tokens" in self.left_out:  # OpenAI's models that reason have another word for it
+        if "max_tokens" in left_out:  # OpenAI's models that reason have another word for it
             wanted["max_completion_tokens"] = tokens
-        return {name: value for name, value in wanted.items() if name not in self.left_out}
+        return {name: value for name, value in wanted.items() if name not in left_out}
 
-    def _leave_out(self, told: str) -> bool:
-        """Whether the server names a parameter that it does not take, and that is left out now."""
-        named = {n for n in ("max_tokens", "temperature", "seed") if n in told} - self.left_out
-        self.left_out |= named
-        return bool(named)
+    def _less(self, error: openai.APIStatusError, form: int, left_out: set[str]) -> int:
+        """The format to try next, after parameters that the server named were added to `left_out`.
+
+        Raises RefusedError with its words where asking for less would not help.
+        """
+        refusal = dialects.read(error.body, error.message)
+        if named := refusal.parameters - left_out:
+            left_out |= named
+            return form
+        if refusal.kind == "format" and form + 1 < len(FORMATS):
+            return form + 1
+        raise RefusedError(f"{self._where}: {refusal.words}"[:300])
 
     def _read(self, answer: Any) -> Completion:
         choices = getattr(answer, "choices", None)
@@ -168,16 +183,6 @@ def api_key(generator: Generator) -> str:
             "Set it, or name a server of your own: generator.base_url."
         )
     return key or "none"
-
-
-def response_format(name: str, schema: dict[str, Any]) -> Any:
-    """The request for structured output as OpenAI, or llama-cpp-python's server, wants it."""
-    if name == "json_schema":
-        inner = {"name": "answer", "strict": True, "schema": schema}
-        return {"type": "json_schema", "json_schema": inner}
-    if name == "json_object":
-        return {"type": "json_object", "schema": schema}
-    return {"type": "text"}
 
 
 class Local:
@@ -230,8 +235,7 @@ class Writer:
                 "Set generator.kind to openai_compatible or llama."
             )
         self._generator = generator
-        self._form = 0
-        self._left_out: set[str] = set()
+        self._taken = Taken()
         self._local = Local(generator, folder) if generator.kind == "llama" else None
         if self._local is None:
             Endpoint(generator)  # its key is missed now rather than later
@@ -256,8 +260,7 @@ class Writer:
     async def _patiently(
         self, messages: Sequence[Message], schema: dict[str, Any], tokens: int
     ) -> str:
-        endpoint = Endpoint(self._generator)
-        endpoint.form, endpoint.left_out = self._form, self._left_out
+        endpoint = Endpoint(self._generator, self._taken)
         try:
             for tried in range(self._generator.retries + 1):
                 try:
@@ -267,7 +270,6 @@ class Writer:
                         raise
                     await asyncio.sleep(trouble.wait or self._generator.backoff * 2**tried)
         finally:
-            self._form = endpoint.form
             await endpoint.close()
         raise AssertionError  # not reached
 

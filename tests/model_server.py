@@ -17,7 +17,7 @@ FAULTS = (*("limited", "broken", "slow", "cut", "not json", "not utf-8", "no cho
 def write_examples(body: dict[str, Any]) -> str:
     """One example for each passage, quoted truly: what a careful model would write."""
     told = body["messages"][-1]["content"]
-    schema = body["response_format"].get("json_schema", {}).get("schema")
+    schema = body.get("response_format", {}).get("json_schema", {}).get("schema")
     wanted = schema["properties"]["examples"]["items"]["properties"] if schema else {}
     found = []
     for number, text in re.findall(

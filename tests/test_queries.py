@@ -151,7 +151,7 @@ class Endpoint:
         if refused := self.unknown & body.keys():
             told = f"Unsupported parameter: '{min(refused)}' is not supported with this model."
             return Response(json.dumps({"error": {"message": told}}), 400)
-        if body["response_format"]["type"] in self.refuses:
+        if body.get("response_format", {"type": "text"})["type"] in self.refuses:
             return Response('{"error": {"message": "no such format"}}', 400)
         if self.status != 200:
             return Response('{"error": {"message": "no"}}', self.status)

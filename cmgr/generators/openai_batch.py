@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from cmgr.dialects import format_of
 from cmgr.errors import CmgrError, MissingError
 from cmgr.generators.calls import Budget, Calls
 from cmgr.generators.writing import Request
-from cmgr.llm import Completion, api_key, response_format
+from cmgr.llm import Completion, api_key
 from cmgr.recipe import Generator, Price
 from cmgr.stats import counted
 from cmgr.workspace import read_json, write_json
@@ -99,7 +100,7 @@ def _submit(
                     "max_tokens": request.tokens,
                     "temperature": generator.temperature,
                     "seed": generator.seed,
-                    "response_format": response_format("json_schema", request.schema),
+                    **format_of(0, request.schema),
                 },
             },
             ensure_ascii=False,
