@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cmgr import overlap
 from cmgr.errors import MissingError, UsageError
-from cmgr.overlap import Excluded, NearDuplicates, shingles, words
+from cmgr.overlap import HELD, Excluded, NearDuplicates, shingles, words
 
 TEXT = "People bow when they meet, and the depth of a bow follows from rank and occasion."
 LATIN = st.text(alphabet="abcdefg ", min_size=1, max_size=60)
@@ -44,6 +47,75 @@ def test_near_is_jaccard_or_held(texts: list[str], text: str) -> None:
         if common and (common >= 0.7 * len(mine | theirs) or common >= 0.9 * len(mine)):
             expected.add(number % 2)
     assert set(near.of(text)) == expected
+
+
+def near_by_hand(texts: list[str], text: str, near: float, size: int) -> set[int]:
+    """What is near a text, each pair compared."""
+    mine, found = shingles(text, size), set()
+    for number, other in enumerate(texts):
+        theirs = shingles(other, size)
+        common = len(mine & theirs)
+        if common and (common >= near * len(mine | theirs) or common >= HELD * len(mine)):
+            found.add(number)
+    return found
+
+
+@pytest.mark.parametrize(("near", "size"), [(0.65, 2), (0.7, 4)])
+@pytest.mark.parametrize("known", [12, 60, 2000])
+@pytest.mark.parametrize("longest", [8, 40, 300])
+def test_what_is_found_is_what_each_pair_compared_gives(
+    near: float, size: int, known: int, longest: int
+) -> None:
+    """Of texts with a frame, of all lengths, in few words or many, that repeat or hold others."""
+    random = Random(f"{size} {known} {longest}")
+    lexicon = [f"w{n}" for n in range(known)]
+    frames = ["in south korea people usually", "when one visits a home there", ""]
+    texts: list[str] = []
+    pairs = 0
+    index: NearDuplicates[int] = NearDuplicates(near, size)
+    for number in range(250 if longest < 100 else 60):
+        some = random.choices(lexicon, k=random.randint(1, longest))
+        if texts and random.random() < 0.5:  # of one before: some words changed, or a part of it
+            some = random.choice(texts).split()
+            for _ in range(random.randint(0, max(1, len(some) // 8))):
+                some[random.randrange(len(some))] = random.choice(lexicon)
+            start = random.randint(0, len(some) // 4)
+            some = some[start : len(some) - random.randint(0, len(some) // 4)]
+        text = f"{random.choice(frames)} {' '.join(some)}"
+        found = index.of(text)
+        assert set(found) == near_by_hand(texts, text, near, size) and len(found) == len(set(found))
+        pairs += len(found)
+        index.add(number, text)
+        texts.append(text)
+    assert pairs > 5
+
+
+def test_a_frame_that_all_share_makes_no_two_texts_candidates(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else the work grows with the square of the texts."""
+    looked = 0
+    plain = overlap._OfOneSize.with_some
+
+    def counted(self: Any, rarest: Any, needed: int) -> Any:
+        nonlocal looked
+        found = plain(self, rarest, needed)
+        looked += len(list(found))
+        return found
+
+    monkeypatch.setattr(overlap._OfOneSize, "with_some", counted)
+    random = Random(1)
+    lexicon = [f"w{n}" for n in range(2000)]
+    index: NearDuplicates[int] = NearDuplicates(0.65, 2)
+    for frame, tail in (
+        ("In South Korea, people usually", 6),
+        ("In the east of Asia all would", 4),
+    ):
+        for number in range(2000):
+            text = f"{frame} {' '.join(random.choices(lexicon, k=tail))}."
+            assert not index.of(text)
+            index.add(number, text)
+    assert looked < 400  # of 8 million pairs
 
 
 @given(LATIN, LATIN, LATIN)

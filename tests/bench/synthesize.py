@@ -2,6 +2,7 @@
 
     python tests/bench/synthesize.py            # 1,000 calls, 300 ms each, 32 at once at most
     python tests/bench/synthesize.py --checks   # the checks on tests/check_set*.jsonl
+    python tests/bench/synthesize.py --copies   # near-duplicates among 100,000 texts with one frame
 
 The server runs in a process of its own, and answers 429 to what comes on top of 32.
 """
@@ -17,6 +18,7 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from random import Random
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -102,12 +104,37 @@ def checks() -> None:
             print(f"  {kind}: {caught[kind]} of {n} {'alarmed' if kind == 'right' else 'caught'}")
 
 
+def copies(count: int) -> None:
+    """Near-duplicates sought among so many texts, which share a frame and know few words, or many.
+
+    Time is the processor's, so that others on the machine do not count.
+    """
+    from cmgr.overlap import NearDuplicates
+
+    for words in (20_000, 2_000, 200, 50):
+        random = Random(words)
+        lexicon = ["".join(random.choices("abcdefghij", k=6)) for _ in range(words)]
+        found: NearDuplicates[int] = NearDuplicates(0.65, 2)
+        kept, start = 0, time.process_time()
+        for number in range(count):
+            text = f"In South Korea, people usually {' '.join(random.choices(lexicon, k=6))}."
+            if not found.of(text):
+                found.add(number, text)
+                kept += 1
+        took = time.process_time() - start
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(f"{count} texts of {words} words: {kept} kept; {took:.1f} s, {memory:.0f} MB at most")
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checks", action="store_true")
+    parser.add_argument("--copies", type=int, nargs="?", const=100_000, metavar="TEXTS")
     parser.add_argument("--calls", type=int, default=1000)
     options = parser.parse_args()
     if options.checks:
         checks()
+    elif options.copies:
+        copies(options.copies)
     else:
         calls(options.calls)
