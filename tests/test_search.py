@@ -1,5 +1,6 @@
 """cmgr/search.py: everything is found once, a re-run adds nothing, what vanished is not used."""
 
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -129,6 +130,24 @@ def test_exact_duplicates_are_dropped_and_counted(ws: Workspace) -> None:
     assert texts(ws) == ALL
     part = (read_json(ws.manifest_path("search")) or {})["cultures"]["japan"]
     assert part["dropped"] == {"duplicate": 1}
+
+
+def test_passages_are_those_kept_and_those_left_out(ws: Workspace) -> None:
+    """Several of one address too: a table may say where each of its rows is from."""
+    where = "https://example.org/japan"
+    said = ("People in Japan bow.", "Shoes in Japan come off.", "Nobody in Japan leaves a tip.")
+    rows = [{"url": where, "title": f"Part {n}", "text": text} for n, text in enumerate(said)]
+    lines = [json.dumps(row) + "\n" for row in [*rows, rows[0]]]
+    ws.path("docs/japan/greetings.jsonl").write_text("".join(lines))
+    excluded = ws.path("items.txt")
+    excluded.write_text("Nobody in Japan leaves a tip\n")
+    said_of_it: list[str] = []
+    ws.say = said_of_it.append
+    search.build(ws, exclude=[excluded])
+    part = ws.parts("search")["japan"]
+    assert part["dropped"] == {"evaluation item": 1}
+    assert len(part["ids"]) == 4 and part["passages"] == 5
+    assert any("4 of 5 passages kept" in line for line in said_of_it)
 
 
 def test_a_missing_folder_is_named(ws: Workspace) -> None:

@@ -92,6 +92,8 @@ class Internet:
         name = request.path.removeprefix("/p/")
         if name not in self.pages:
             return Response("", 404)
+        if self.pages[name].startswith("-> "):
+            return Response("", 301, headers={"Location": f"/p/{self.pages[name][3:]}"})
         return Response(self.pages[name], content_type="text/html; charset=utf-8")
 
     def asked(self) -> Counter[str]:
@@ -157,6 +159,19 @@ def test_what_is_no_evidence_is_left_out_with_its_reason(internet: Internet) -> 
     (item,) = search.current_evidence(ws)
     assert item.language == "en" and item.topic == "greetings" and item.source == "searxng"
     assert item.url.endswith("/p/0") and item.title == "Greetings" and len(item.sha256) == 64
+
+
+def test_pages_that_are_one_page_have_their_passages_once(internet: Internet) -> None:
+    """By a redirect, or by a text that a page has twice."""
+    internet.pages = {"a": page(BOW, TIP), "b": page(KISS, title="Japan")}
+    internet.pages["c"] = internet.pages["d"] = "-> a"
+    internet.hits = {"Japan": ["a", "b", "c", "d"], "greetings": ["d", "c"]}
+    ws = internet.workspace(search={"pages": 20, "per_query": 1, "per_page": 1})
+    search.build(ws)
+    for culture in ("japan", "brazil"):
+        counts = part(ws, culture)
+        assert counts["passages"] == len(counts["ids"]) + sum(counts["dropped"].values())
+    assert part(ws)["dropped"]["duplicate"] == 2
 
 
 def test_instructions_may_be_kept_and_are_marked(internet: Internet) -> None:

@@ -32,6 +32,12 @@ class _Candidate:
     retrieved_at: str
     flags: list[str]
 
+    @property
+    def identity(self) -> tuple[str, str | None, Passage]:
+        """What makes it another passage than those of the same words."""
+        license = self.result.license or self.source.license
+        return self.source.kind, license, replace(self.passage, score=0.0)
+
 
 def choose(
     recipe: Recipe,
@@ -41,7 +47,10 @@ def choose(
     excluded: Excluded,
     counts: Counts,
 ) -> list[Evidence]:
-    """The evidence of a culture, best first; `counts` learns of every passage left out, and why."""
+    """The evidence of a culture, best first; `counts` learns of every passage left out, and why.
+
+    Its `passages` are those kept and those left out, each counted once.
+    """
     choice = _Choice(recipe, culture, pages, excluded, counts)
     best: dict[str, Evidence] = {}
     for item in (*choice.of_folders(answers), *choice.of_pages(answers)):
@@ -78,27 +87,35 @@ class _Choice:
                 passage = result.passage
                 if passage is None:
                     continue
-                new = passage.url not in seen
-                seen.add(passage.url)
-                self._counts.passages += new
                 flags = self._flags(passage)
-                if reason := self._forbidden(passage, flags):
-                    self._counts.dropped[reason] += new
-                    continue
                 language = hygiene.language_of(passage.text) or answer.query.language
                 found = _Candidate(passage, source, result, language, now(), flags)
-                yield _evidence(found, answer.query, passage.score)
+                item = _evidence(found, answer.query, passage.score)
+                new = item.id not in seen
+                seen.add(item.id)
+                self._counts.passages += new
+                if reason := self._forbidden(passage, flags):
+                    self._counts.dropped[reason] += new
+                else:
+                    yield item
 
     def of_pages(self, answers: Sequence[Answered]) -> Iterator[Evidence]:
         """Passages cut from pages, ranked against query, task, topic and culture."""
         pool: list[_Candidate] = []
+        places: dict[Any, int] = {}  # what makes a passage another one -> its place in the pool
         of_page: dict[str, list[int]] = {}
         for answer in answers:
             for source, result, page in answer.hits:
                 if result.passage is None and result.url not in of_page:
-                    start = len(pool)
-                    pool.extend(self._candidates(source, result, page))
-                    of_page[result.url] = list(range(start, len(pool)))
+                    mine = of_page[result.url] = []
+                    for found in self._candidates(source, result, page):
+                        place = places.setdefault(found.identity, len(pool))
+                        if place == len(pool):
+                            pool.append(found)
+                        else:  # twice in a page, or an address that leads to the same one
+                            self._counts.dropped["duplicate"] += 1
+                        if place not in mine:
+                            mine.append(place)
         ranking = Ranking(
             lambda: [
                 terms(f"{c.passage.title} {c.passage.heading} {c.passage.text}", c.language)
