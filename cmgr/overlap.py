@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 import unicodedata
@@ -170,7 +171,7 @@ class Excluded:
 
     @classmethod
     def read(cls, paths: Iterable[Path]) -> Excluded:
-        """Every string of JSON lines, a CSV file, or a text file of one item a line.
+        """Every string of JSON, JSON lines, a CSV file, or a text file of one item a line.
 
         Raises MissingError where a file is not there, UsageError that names a line that is no JSON.
         """
@@ -185,13 +186,25 @@ def _items(path: Path) -> Iterator[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read: {error}. Give UTF-8 text.") from None
     if path.suffix.lower() == ".csv":
-        for row in csv.reader(text.splitlines()):
+        for row in csv.reader(io.StringIO(text, newline="")):
             yield from row
+    elif path.suffix.lower() in {".jsonl", ".ndjson", ".json"}:
+        yield from _json_strings(path, text)
+    else:
+        yield from text.split("\n")  # splitlines would cut inside an item (U+2028)
+
+
+def _json_strings(path: Path, text: str) -> Iterator[str]:
+    """Every string of one JSON value, on as many lines as it takes, or of a value a line."""
+    try:
+        yield from strings(json.loads(text))
         return
-    for number, line in enumerate(text.splitlines(), 1):
-        if path.suffix.lower() not in {".jsonl", ".ndjson", ".json"}:
-            yield line
-        elif line.strip():
+    except json.JSONDecodeError as error:
+        # another value comes after the first, or the first is no more than a line
+        if error.msg != "Extra data" and error.lineno > 1 and path.suffix.lower() == ".json":
+            raise UsageError(f"{path}:{error.lineno}: not JSON: {error}") from None
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
             try:
                 yield from strings(json.loads(line))
             except ValueError as error:

@@ -216,6 +216,8 @@ def test_every_kind_of_file_is_read(tmp_path: Path) -> None:
     rows = '{"country": "Japan", "section": "Trains", "text": "Nobody phones in a train."}\n'
     (folder / "rows.jsonl").write_text(rows + '{"title": "Q", "text": "Japan naps.", "n": 1}\n')
     (folder / "table.csv").write_text('name,content\nShoes,"In Japan, shoes come off."\n')
+    with (folder / "table.csv").open("a", encoding="utf-8") as file:
+        file.write("Bags,In Japan bags\u2028are kept\x85close.\n")
     (folder / "broken.pdf").write_bytes(b"%PDF-1.4\nnothing")
     (folder / "broken.jsonl").write_text('{"text": "Japan"}\n{"text":\n')
     said: list[str] = []
@@ -227,7 +229,8 @@ def test_every_kind_of_file_is_read(tmp_path: Path) -> None:
     assert (train.title, train.url) == ("Japan · Trains", "docs/rows.jsonl#L1")
     assert found["Japan naps."].heading == "Q"
     assert found["In Japan, shoes come off."].heading == "Shoes"
-    assert len(found) == 5
+    assert "In Japan bags are kept close." in found
+    assert len(found) == 6
     assert sorted(line.split("/")[-1].split(":")[0] for line in said) == [
         "broken.jsonl",
         "broken.pdf",

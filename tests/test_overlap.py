@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -142,6 +143,27 @@ def test_files_of_items(tmp_path: Path) -> None:
     lines.write_text('{"q": "fine"}\n{broken\n')
     with pytest.raises(UsageError, match=r"e\.jsonl:2"):
         Excluded.read([lines])
+    parted = "one two three\u2028four five\x85six seven eight"
+    for text in (
+        json.dumps({"q": parted}, ensure_ascii=False) + "\n" + json.dumps({"q": "fine"}),
+        json.dumps([{"q": parted}, {"q": "fine"}], ensure_ascii=False, indent=2),
+        json.dumps({"items": [parted]}, indent=1),
+    ):
+        for name in ("e.json", "e.jsonl"):
+            (tmp_path / name).write_text(text, encoding="utf-8")
+            assert Excluded.read([tmp_path / name]).holds(
+                "zero one two three four five six seven eight"
+            )
+    whole = tmp_path / "e.json"
+    whole.write_text('[\n  {"q": "fine"},\n  {broken\n]\n')
+    with pytest.raises(UsageError, match=r"e\.json:3"):
+        Excluded.read([whole])
+    for name, text in (("e.txt", f"{parted}\n"), ("e.csv", f'1,"{parted}\nand nine ten"\n')):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        assert Excluded.read([tmp_path / name]).holds(
+            "two three four five six seven eight and one"
+        ) is (name == "e.csv")
+        assert Excluded.read([tmp_path / name]).holds("one two three four five six seven eight")
     with pytest.raises(MissingError, match="nowhere"):
         Excluded.read([tmp_path / "nowhere.csv"])
     lines.write_bytes(b"\xff\xfe\xff")

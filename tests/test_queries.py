@@ -120,6 +120,10 @@ def test_queries_of_one_s_own(tmp_path: Path) -> None:
     assert queries.add(ws, given) == 0
     queries.build(ws)
     assert texts(ws) == ["how to greet in Japan", "お辞儀"]
+    parted = "tea\u2028and\x85rice"
+    line = json.dumps({"culture": "japan", "text": parted}, ensure_ascii=False)
+    given.write_text(line + "\n", encoding="utf-8")
+    assert queries.add(ws, given) == 1 and parted in texts(ws)
     given.write_text('{"culture": "japan"}\n')
     with pytest.raises(UsageError, match=r"mine\.txt:1"):
         queries.add(ws, given)

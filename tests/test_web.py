@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pytest_httpserver import HTTPServer
+from werkzeug import Request, Response
 
 from cmgr.recipe import Web as Settings
 from cmgr.sources import requesting as net
@@ -226,6 +227,51 @@ def test_robots_txt_counts(server: HTTPServer, tmp_path: Path) -> None:
     finally:
         net.is_public = monkey
         reader.close()
+
+
+def test_robots_txt_is_read_again_after_a_day(
+    server: HTTPServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RFC 9309, 2.4: kept for 24 hours, and longer only where it cannot be reached."""
+    monkeypatch.setattr(net, "is_public", lambda address: True)
+    rules = {"text": "User-agent: *\nDisallow: /closed\n", "status": 200}
+
+    def robots(_: Request) -> Response:
+        return Response(str(rules["text"]), int(rules["status"]))
+
+    server.clear()
+    server.expect_request("/robots.txt").respond_with_handler(robots)
+    faulty.serve(server)
+
+    def outcome(path: str, **changes: object) -> str:
+        reader = Reader(server, tmp_path, **changes)
+        reader.web.requester.allowed.clear()
+        try:
+            reader.read(path)
+            return "read"
+        except SourceError as error:
+            return error.reason
+        finally:
+            reader.close()
+
+    assert outcome("/closed/page") == outcome("/closed/page") == "robots.txt forbids it"
+    assert asked(server, "/robots.txt") == 1
+    rules["text"] = "User-agent: *\nDisallow: /page\n"
+    later = time.time() + 25 * 3600
+    monkeypatch.setattr("cmgr.sources.web.clock", lambda: later)
+    rules["status"] = 503
+    assert outcome("/closed/page", retries=0) == "robots.txt forbids it"  # by the old ones
+    rules["status"] = 200
+    assert outcome("/closed/page") == "read"
+    assert outcome("/page/2") == "robots.txt forbids it"
+    # in one run too, where that goes on for days
+    reader = Reader(server, tmp_path)
+    reader.web.requester.allowed.clear()
+    assert reader.reason("/page/3") == "robots.txt forbids it"
+    rules["text"] = ""
+    monkeypatch.setattr("cmgr.sources.web.clock", lambda: later + 25 * 3600)
+    assert reader.read("/page/4").text.markdown
+    reader.close()
 
 
 def test_two_requests_to_a_host_are_apart(server: HTTPServer, tmp_path: Path) -> None:

@@ -222,7 +222,7 @@ def _labels_beside(path: Path) -> dict[str, str]:
 
     for other in sorted(path.parent.glob("*label*.[ct]sv")):
         if rest(other) == rest(path):
-            lines = other.read_text(encoding="utf-8-sig").splitlines()
+            lines = other.read_text(encoding="utf-8-sig").split("\n")
             pairs = (line.partition(",") for line in lines)
             return {name.strip(): label for name, _, label in pairs}
     raise UsageError(
@@ -308,7 +308,7 @@ def normdial(path: Path, number: int, row: Record) -> Iterator[Row | str]:
     norm = _without_heading(_text(row, "cn_Norm", "American_Norm", "Norm"))
     said = [_text(row, "cn_Situation", "American_Situation", "Situation", default="(no situation)")]
     said[0] = _without_heading(said[0])
-    for line in _text(row, "Labeled_Dialogue").splitlines():
+    for line in re.split(r"\r?\n", _text(row, "Labeled_Dialogue")):
         if not (found := TURN.match(line)):
             continue  # a heading, or an explanation
         turn = re.sub(r"^\((.*)[)）]$", r"\1", found[1].strip().rstrip(":： ")).strip()

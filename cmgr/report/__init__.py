@@ -147,7 +147,7 @@ def _training(ws: Workspace) -> list[dict[str, Any]]:
         if manifest is None:
             continue
         log = ws.path("adapters", name, "log.jsonl")
-        lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
+        lines = log.read_text(encoding="utf-8").split("\n") if log.is_file() else []
         steps = [json.loads(line) for line in lines if line.strip()]
         losses = [(s["stage"], s["loss"]) for s in steps if "loss" in s and "step" in s]
         found.append({"name": name, "manifest": manifest, "losses": losses})

@@ -275,7 +275,7 @@ def add(ws: Workspace, path: Path) -> int:
     Raises MissingError, and UsageError that names the line.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError:
         raise MissingError(f"{path}: no such file of queries") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import hashlib
+import io
 import json
 import re
 import threading
@@ -208,7 +209,7 @@ def _jsonl(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _csv(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(text.splitlines(keepends=True))
+    reader = csv.DictReader(io.StringIO(text, newline=""))
     try:
         for row in reader:
             yield reader.line_num, {k: v for k, v in row.items() if k}

@@ -14,6 +14,7 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import time as clock
 from typing import Any, TypeVar
 from urllib.parse import urljoin, urlsplit, urlunsplit
 
@@ -40,6 +41,8 @@ Value = TypeVar("Value")
 
 HOPS = 5  # redirects that are followed
 CRAWL_DELAY = 30.0  # seconds; a robots.txt that asks for more gets this much
+ROBOTS_AGE, ROBOTS_AGAIN = 24 * 3600.0, 600.0  # seconds: kept so long; then tried so often
+FORBIDDEN = "robots.txt forbids it"
 ROBOTS_BYTES = 500 * 1024  # RFC 9309: at least this much of a robots.txt is read
 
 
@@ -59,16 +62,18 @@ class _Host:
     ready_at: float = 0.0
     active: int = 0
     crawl_delay: float = 0.0
-    robots: dict[str, Any] = field(default_factory=dict)  # origin -> rules
+    # origin -> its rules, and until when they hold
+    robots: dict[str, tuple[Any, float]] = field(default_factory=dict)
     reading: threading.Lock = field(default_factory=threading.Lock)
 
 
 class Web:
     """Requests of many hosts at once, each host served with patience.
 
-    Two requests to one host start at least `delay` seconds apart. Pages obey robots.txt (RFC 9309).
-    What came back is kept on disk, refusals too, so that nothing is fetched twice; `refresh`
-    fetches again what was kept before this object was made. Redirects are followed hop by hop.
+    Two requests to one host start at least `delay` seconds apart. Pages obey robots.txt (RFC 9309),
+    which is read again after a day. What came back is kept on disk, refusals too, so that nothing
+    is fetched twice; `refresh` fetches again what was kept before this object was made. Redirects
+    are followed hop by hop.
     """
 
     def __init__(
@@ -299,8 +304,11 @@ class Web:
         return job
 
     def _refuse(self, job: _Job, error: SourceError) -> None:
-        """Raise a refusal that will not change by asking again soon; a page's is kept."""
-        if job.page:
+        """Raise a refusal that will not change by asking again soon; a page's is kept.
+
+        What robots.txt forbids is not: its rules are, for their time.
+        """
+        if job.page and error.reason != FORBIDDEN:
             self.keep(job.key, {"reason": error.reason, "detail": str(error), "url": job.url})
         raise error
 
@@ -317,37 +325,53 @@ class Web:
             return False  # a server of the user's own
         origin = f"{parts.scheme}://{parts.netloc}"
         with host.reading:
-            fresh = origin not in host.robots
+            rules, until = host.robots.get(origin, (None, 0.0))
+            fresh = until <= clock()
             if fresh:
-                rules = self._read_robots(origin)
+                rules, until = self._robots(origin)
                 host.crawl_delay = max(host.crawl_delay, min(_crawl_delay(rules), CRAWL_DELAY))
-                host.robots[origin] = rules
-        if not host.robots[origin].can_fetch(job.url, "cmgr"):
-            raise SourceError("robots.txt forbids it")
+                host.robots[origin] = rules, until
+        if not rules.can_fetch(job.url, "cmgr"):
+            raise SourceError(FORBIDDEN)
         return fresh
 
-    def _read_robots(self, origin: str) -> Any:
+    def _robots(self, origin: str) -> tuple[Any, float]:
+        """The rules of a host and until when they hold: a day (RFC 9309, 2.4).
+
+        Those that are older hold for as long as the host's own cannot be read.
+        """
         from protego import Protego
 
+        key = _key("ROBOTS", origin)
+        old = self.kept(key)
+        until = float(old[0].get("read", 0)) + ROBOTS_AGE if old else 0.0
+        if old and clock() < until <= clock() + ROBOTS_AGE:
+            text = old[1]
+        else:
+            try:
+                text, until = self._read_robots(origin), clock() + ROBOTS_AGE
+                self.keep(key, {"url": origin, "read": clock()}, text)
+            except (RetryError, SourceError):
+                if old is None:
+                    raise
+                text, until = old[1], clock() + ROBOTS_AGAIN
+        return Protego.parse(text.decode(errors="replace")), until
+
+    def _read_robots(self, origin: str) -> bytes:
+        """What robots.txt says; nothing where there is none. Raises RetryError, SourceError."""
         url = f"{origin}/robots.txt"
-        key = _key("ROBOTS", url)
-        if found := self.kept(key):
-            return Protego.parse(found[1].decode(errors="replace"))
-        text = b""
         for _ in range(HOPS):
             try:
                 answer = self.requester.send(Request(url), ROBOTS_BYTES)
             except SourceError as error:
                 if not error.status:
                     raise
-                break  # an answer that there are none
+                return b""  # an answer that there are none
             if isinstance(answer, Response):
-                text = answer.body
-                break
+                return answer.body
             url = urljoin(url, answer)
             check_url(url)
-        self.keep(key, {"url": url}, text)
-        return Protego.parse(text.decode(errors="replace"))
+        return b""
 
     def _path(self, key: str) -> Path:
         return self._cache / key[:2] / f"{key}.gz"
