@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import socket
 import struct
@@ -22,6 +23,9 @@ from pytest_httpserver import HTTPServer
 
 from cmgr import search, synthesize
 from cmgr.base import resolve
+from cmgr.dialects import FORMATS, Taken
+from cmgr.llm import Endpoint, RefusedError
+from cmgr.records import Message, make_id
 from cmgr.workspace import Workspace, read_json
 
 PAGES = {
@@ -239,6 +243,22 @@ runpy.run_module("llama_cpp.server", run_name="__main__", alter_sys=True)
 """
 
 
+YES = {"type": "object", "properties": {"say": {"enum": ["yes", "no"]}}, "required": ["say"]}
+
+
+async def asked(ws: Workspace, taken: Taken, *texts: str) -> list[str]:
+    """What became of each of these prompts, one after the other."""
+    endpoint, told = Endpoint(ws.recipe.generator, taken), []
+    for text in texts:
+        try:
+            await endpoint.complete([Message(role="user", content=text)], YES, 20)
+            told.append("answered")
+        except RefusedError as error:
+            told.append(str(error))
+    await endpoint.close()
+    return told
+
+
 @pytest.mark.model
 def test_llama_cpp_python_s_own_server_writes_examples(tmp_path: Path) -> None:
     """The real SmolLM2 behind a real OpenAI-compatible server, which answers 500 to json_schema."""
@@ -259,6 +279,11 @@ def test_llama_cpp_python_s_own_server_writes_examples(tmp_path: Path) -> None:
         said: list[str] = []
         ws.say = said.append
         synthesize.build(ws, max_calls=3)
+        taken = Taken()
+        told = asyncio.run(asked(ws, taken, "Say yes.", "People bow. " * 3000, "Say no."))
+        assert told[0] == told[2] == "answered" and "context length is 4096 tokens" in told[1]
+        assert FORMATS[taken.form(make_id(YES))] == "json_object"  # as strong as before
+        assert not taken.left_out
     parts = (read_json(ws.manifest_path("synthesize")) or {})["cultures"]
     total = len(synthesize._requests(ws, {"japan", "brazil", "germany"}))
     assert len(synthesize.planned(ws)) == total - 3  # three answers came, and were kept

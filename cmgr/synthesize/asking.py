@@ -50,10 +50,12 @@ def ask(
             progress(label, done, len(requests))
 
     generator = ws.recipe.generator
+    state = ws.path("cache", "batch.json")
+    if generator.kind != "openai_batch" and state.exists():
+        ws.say("a batch is on its way; set generator.kind to openai_batch to collect its answers")
     if generator.kind == "llama":
         llama.write(generator, ws.folder, requests, calls, budget, told)
     elif generator.kind == "openai_batch":
-        state = ws.path("cache", "batch.json")
         openai_batch.write(generator, state, requests, calls, budget, told, ws.say)
     else:
         openai_compatible.write(generator, requests, calls, budget, told)
