@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -436,7 +437,7 @@ def test_a_base_written_again_is_the_same_bit_for_bit(tmp_path: Path) -> None:
 
 
 @pytest.mark.model
-def test_into_safetensors(tmp_path: Path) -> None:
+def test_into_safetensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
     from peft import LoraConfig, get_peft_model
     from tokenizers import Tokenizer, models
@@ -460,7 +461,26 @@ def test_into_safetensors(tmp_path: Path) -> None:
     tuned.save_pretrained(tmp_path / "adapter")
     ids = torch.arange(6)[None]
     wanted = tuned(ids).logits
-    bake.into_folder(tmp_path / "weights", tmp_path / "adapter", tmp_path / "out")
+    manifest = tmp_path / "adapter" / "manifest.json"
+    base = Base("small", resolve("smollm2").gguf)
+    write_json(manifest, {"base_fingerprint": "0123abcd"})
+    given = (tmp_path / "weights", tmp_path / "adapter", tmp_path / "out")
+    with pytest.raises(CmgrError, match=f"says 0123abcd, this base has {base.fingerprint}"):
+        bake.into_folder(*given, base=base)
+    write_json(manifest, {"base_fingerprint": base.fingerprint})
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    for writes in (AutoModelForCausalLM, PreTrainedTokenizerFast):
+        with monkeypatch.context() as patched:
+            whose = LlamaForCausalLM if writes is AutoModelForCausalLM else writes
+            patched.setattr(whose, "save_pretrained", full)
+            with pytest.raises(CmgrError, match="the disk is full"):
+                bake.into_folder(*given, base=base)
+        assert not list(tmp_path.glob("*out*"))
+    bake.into_folder(*given, base=base)
+    assert [p.name for p in tmp_path.glob("*out*")] == ["out"]
     baked = AutoModelForCausalLM.from_pretrained(tmp_path / "out")(ids).logits
     assert torch.allclose(baked, wanted, atol=1e-4)
     with pytest.raises(UsageError, match="--force"):

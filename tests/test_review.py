@@ -223,6 +223,14 @@ def test_a_session_at_a_terminal(ws: Workspace) -> None:
     assert "too old" in reasons
 
 
+def test_ctrl_d_leaves_and_keeps_what_was_decided(ws: Workspace) -> None:
+    ask = "uit"
+    steps = [(ask, "a"), (ask, "r"), ("empty", "\x04"), (ask, "\x04")]
+    seen = talk(ws.folder, steps, "--reviewer", "flo")
+    assert "unexpected" not in seen and "2 reviewed by flo" in seen
+    assert sorted(review.of_reviewer(ws, "flo").values()) == ["accepted", "rejected"]
+
+
 def test_an_edit_in_an_editor(ws: Workspace, tmp_path: Path) -> None:
     script = tmp_path / "edit.py"
     script.write_text(
