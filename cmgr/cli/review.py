@@ -67,7 +67,7 @@ def command(
     if export:
         wanted = review.queue(found, {}, how, sample)
         with locks.output(export, "cmgr review --export"):
-            review.export(wanted, export)
+            review.export(wanted, export, how)
         say(f"{export}: {len(wanted)} examples. Fill in `verdict`: accept, edit, reject")
         return
     if import_:
