@@ -7,6 +7,8 @@ with some items failed, 130 interrupted.
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # what an operating system says where nothing may be written
 READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
@@ -38,6 +40,16 @@ class PartialError(CmgrError):
 
 class ReadOnlyError(CmgrError):
     """A place that a command has to write to cannot be written to."""
+
+
+@contextmanager
+def unless_read_only() -> Iterator[None]:
+    """For what need not be written: goes on where the system lets nothing be."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in READ_ONLY:
+            raise
 
 
 def missing_extra(extra: str, what: str) -> MissingError:

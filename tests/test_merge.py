@@ -65,6 +65,18 @@ def test_cat_is_the_sum_of_the_deltas(parts: list[tuple[int, int]], data: st.Dat
         assert np.allclose(result, whole, atol=1e-6 * max(1, np.abs(whole).max()) * 10)
 
 
+def test_two_names_of_one_method_say_so(tmp_path: Path) -> None:
+    deltas = {"a": factors(1, 3), "b": factors(2, 4)}
+    one, two = (
+        at_rank(merged(name, deltas, {"a": 0.3, "b": 2.0}, 0.3, 1, "m"), 4)
+        for name in ("svd", "task-arithmetic")
+    )
+    assert np.array_equal(one.a, two.a) and np.array_equal(one.b, two.b)
+    assert "another name for svd" in METHODS["task-arithmetic"]
+    shown = " ".join(cmgr("merge", "--help", cwd=tmp_path).stdout.split())
+    assert "svd (task-arithmetic is another name for it)" in shown.replace("│ │ ", "")
+
+
 @given(st.sampled_from(sorted(METHODS)), st.integers(0, 10**6), st.integers(1, 6))
 def test_one_adapter_of_weight_one_is_itself(method: str, seed: int, rank: int) -> None:
     one = factors(seed, rank)

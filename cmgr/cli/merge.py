@@ -27,7 +27,10 @@ def command(
     ] = None,
     workspace: WorkspaceOption = None,
     method: Annotated[
-        str, typer.Option(help="cat, svd, linear, task-arithmetic, ties or dare")
+        str,
+        typer.Option(
+            help="cat, svd (task-arithmetic is another name for it), linear, ties or dare"
+        ),
     ] = "cat",
     weights: Annotated[
         str | None, typer.Option(help="One for each, with commas [default: 1 for each]")
@@ -187,7 +190,7 @@ def _analyse(
     json: bool,
 ) -> None:
     """Cosines and sign conflicts; of named adapters also what each method loses at the rank."""
-    from cmgr.errors import MissingError, UsageError
+    from cmgr.errors import MissingError, UsageError, unless_read_only
     from cmgr.merge.analysis import errors, interference
     from cmgr.merge.deltas import Adapter, check_fit, weights_of
     from cmgr.workspace import write_json
@@ -216,7 +219,8 @@ def _analyse(
                 seed,
                 lambda done, total: show("methods", done, total),
             )
-    write_json(ws.path("logs", "analyse.json"), {"adapters": chosen, "rows": rows})
+    with unless_read_only():  # cmgr report shows it
+        write_json(ws.path("logs", "analyse.json"), {"adapters": chosen, "rows": rows})
     if json:
         for row in (*rows, *lost):
             emit_json(row)

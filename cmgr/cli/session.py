@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cmgr.cli.console import emit_json, escaped, is_terminal, is_tty, plain, say, valid
 from cmgr.conversation import MODES, adapter_name, parse_blend
-from cmgr.errors import READ_ONLY, CmgrError, UsageError
+from cmgr.errors import CmgrError, UsageError, unless_read_only
 from cmgr.records import Answer, json_lines
 
 if TYPE_CHECKING:
@@ -128,12 +128,9 @@ def _editor(ask: Asker, keep_history: bool) -> Callable[[], str]:
 
     class Kept(FileHistory):
         def store_string(self, string: str) -> None:
-            try:
+            with unless_read_only():  # of such a place the thread's log speaks
                 path.parent.mkdir(parents=True, exist_ok=True)
                 super().store_string(valid(string))
-            except OSError as error:
-                if error.errno not in READ_ONLY:  # of such a place the thread's log speaks
-                    raise
 
     path = ask.talk.ws.path("logs", "chat", "history")
     history: History = Kept(path) if keep_history else InMemoryHistory()

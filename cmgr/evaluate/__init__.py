@@ -188,6 +188,8 @@ def _is_right(item: Item, text: str) -> bool:
 
 
 def _keep(ws: Workspace, found: Evaluation, base: Base, seed: int) -> None:
+    if ws.read_only:
+        return
     write_atomic(ws.path("eval", f"{found.name}.items.jsonl"), json_lines(found.results).encode())
     write_json(
         ws.path("eval", f"{found.name}.json"),
@@ -230,6 +232,11 @@ def _planned(ws: Workspace) -> tuple[list[Item], Methods, str]:
     if "routed" in able.lacking:
         raise MissingError(able.lacking["routed"])
     return items, able, _inputs(ws, items, able)
+
+
+def is_current(ws: Workspace) -> bool:
+    """Whether the stage is up to date. Raises MissingError without what it needs."""
+    return ws.is_current("eval", _planned(ws)[2])
 
 
 def wanted_inputs(ws: Workspace) -> str:
