@@ -297,8 +297,11 @@ class Workspace:
 
     def is_current(self, stage: str, inputs: str) -> bool:
         """Whether a stage was finished with exactly these inputs (a hash)."""
-        manifest = read_json(self.manifest_path(stage))
-        return manifest is not None and manifest.get("inputs") == inputs
+        path = self.manifest_path(stage)
+        made = {"train": "adapter.gguf", "route": "router.npz"}.get(stage.partition("/")[0])
+        if made and not path.with_name(made).is_file():
+            return False
+        return (read_json(path) or {}).get("inputs") == inputs
 
     def finish(self, stage: str, inputs: str, **facts: Any) -> None:
         """Write a stage's manifest: the hash of its inputs, and facts about what was made."""

@@ -226,7 +226,10 @@ def _planned(ws: Workspace) -> tuple[list[Item], Methods, str]:
     examples = current_examples(ws)
     items = of_examples(ws.recipe, pick(ws, examples))
     if not items:
-        raise MissingError("no held-out items. Make them: cmgr synthesize")
+        raise MissingError(
+            "no held-out items. Make them: cmgr synthesize; or ask those of a file: "
+            "cmgr eval --task TASK --data FILE"
+        )
     base = resolve(ws.recipe.base.model, ws.folder)
     able = Methods(ws, base, default_methods(ws), items, examples)
     if "routed" in able.lacking:
