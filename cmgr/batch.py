@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from cmgr import locks
 from cmgr.base import resolve
 from cmgr.conversation import Routes, adapter_name, describe
 from cmgr.errors import CmgrError
@@ -113,9 +115,23 @@ def run(
 
     `out` is a file, to which each answer is appended as it is finished, whose answers (without
     error) are kept by id, and which at the end is in the order of the input; or a function that
-    is given each answer's JSON in that order.
+    is given each answer's JSON in that order. Raises CmgrError where another command writes to
+    the file, and says which.
     """
-    items = parse(lines)
+    with locks.output(out, "cmgr chat --batch") if isinstance(out, Path) else nullcontext():
+        return _run(ws, parse(lines), out, routes, max_tokens, temperature, seed, progress)
+
+
+def _run(
+    ws: Workspace,
+    items: list[tuple[str, Line | str]],
+    out: Path | Callable[[str], None],
+    routes: Routes,
+    max_tokens: int,
+    temperature: float,
+    seed: int,
+    progress: Progress | None,
+) -> tuple[int, int]:
     kept = _kept(out) if isinstance(out, Path) else {}
     todo: list[tuple[str, Line]] = []
     failed = 0

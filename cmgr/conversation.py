@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cmgr.base import resolve
-from cmgr.errors import MissingError, UsageError
+from cmgr.errors import READ_ONLY, MissingError, UsageError
 from cmgr.records import Answer, Decision, Message, json_lines, make_id
 from cmgr.runtime import Runtime
 from cmgr.runtime.llama import Model
-from cmgr.workspace import Workspace, write_atomic
+from cmgr.workspace import Workspace, append_lines, blank, parsed
 
 if TYPE_CHECKING:
     from cmgr.router import Router
@@ -158,6 +158,21 @@ def parse_blend(text: str) -> dict[str, float]:
     return scales
 
 
+def _append(log: Path, answer: Answer) -> None:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    append_lines(log, json_lines([answer]))
+
+
+def _forget(log: Path, answer_id: str) -> None:
+    """Take an answer out of a log; what another session has appended stays."""
+    at = 0
+    for line in log.read_bytes().split(b"\n") if log.exists() else []:
+        found = parsed(line)
+        if found and found.get("id") == answer_id:
+            blank(log, [(at, line)])
+        at += len(line) + 1
+
+
 class Conversation:
     """One thread over a workspace's base and adapters, kept in `logs/chat/` unless `log` is off.
 
@@ -214,12 +229,24 @@ class Conversation:
         """Take the last turn back; False where there is none."""
         if not self.answers:
             return False
-        self.answers.pop()
+        gone = self.answers.pop()
         self._first = min(self._first, len(self.answers))
         self.last = self.answers[-1] if self.answers else None
         if self._log:
-            write_atomic(self._log, json_lines(self.answers).encode())
+            self._keep(lambda log: _forget(log, gone.id))
         return True
+
+    def _keep(self, write: Callable[[Path], None]) -> None:
+        """Write to the log; where nothing can be written it is left out from now on (said once)."""
+        if self._log is None:
+            return
+        try:
+            write(self._log)
+        except OSError as error:
+            if error.errno not in READ_ONLY:
+                raise
+            self.ws.say(f"{self._log.parent}: {error.strerror}: this thread is not kept")
+            self._log = None
 
     def resume(self) -> int:
         """Go on with the last thread that was kept; returns how many turns it has.
@@ -278,9 +305,7 @@ class Conversation:
         finally:
             if answer.response:
                 self.answers.append(answer)
-                if self._log:
-                    self._log.parent.mkdir(parents=True, exist_ok=True)
-                    self.ws.append(f"logs/chat/{self._log.stem}", [answer])
+                self._keep(lambda log: _append(log, answer))
             self.last = answer
 
     def compare(

@@ -91,4 +91,11 @@ def ahead(words: Sequence[str]) -> None:
     except Exception:
         return
     future = _ahead[path] = Future[Any]()
-    Thread(target=lambda: future.set_result(_open(path)), daemon=True).start()
+
+    def begin() -> None:
+        try:
+            future.set_result(_open(path))
+        except BaseException as error:  # for `open_file` to raise: it would wait for ever
+            future.set_exception(error)
+
+    Thread(target=begin, daemon=True).start()

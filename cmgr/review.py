@@ -21,7 +21,7 @@ from cmgr.workspace import Workspace, write_atomic
 
 Verdict = Literal["accepted", "edited", "rejected", "pending"]
 COLUMNS = (
-    *("id", "culture", "task", "prompt", "answer", "quote", "passage", "url", "judge"),
+    *("id", "culture", "task", "drawn", "prompt", "answer", "quote", "passage", "url", "judge"),
     *("verdict", "reason", "new_prompt", "new_answer"),
 )
 WORDS: dict[str, Verdict] = {
@@ -31,17 +31,21 @@ WORDS: dict[str, Verdict] = {
 }
 
 
+How = Literal["random", "risk", "sheet"]
+
+
 class Review(Record):
     """One verdict of one person; `how` says whether the example was drawn at random or by risk.
 
-    The last verdict of a person on an example counts; `pending` takes one back.
+    `sheet`: by a sheet that does not say how. The last verdict of a person on an example counts;
+    `pending` takes one back.
     """
 
     id: str
     example_id: str
     reviewer: str
     verdict: Verdict
-    how: Literal["random", "risk", "sheet"]
+    how: How
     reason: str = ""
     at: str
 
@@ -116,7 +120,7 @@ def give(
     example: Example,
     verdict: Verdict,
     reviewer: str,
-    how: Literal["random", "risk", "sheet"],
+    how: How,
     reason: str = "",
 ) -> None:
     """Keep a verdict, and the example as it is now; both are on disk on return."""
@@ -178,20 +182,22 @@ def agreement(ws: Workspace) -> list[dict[str, Any]]:
 def error_rate(ws: Workspace, examples: Iterable[Example]) -> dict[str, Any] | None:
     """The share of faulty ones among those nobody has looked at, from those drawn at random.
 
-    Edited and rejected ones were faulty. Where none was drawn at random, those chosen by risk
-    serve, and the share is thought too high. None where nobody has looked.
+    Edited and rejected ones were faulty; the last verdict on each counts, also where another
+    person, for whom it was not drawn at random, has given it. Where none was drawn at random, those
+    chosen by risk serve, and the share is thought too high. None where nobody has looked.
     """
     ids = {e.id for e in examples}
     last: dict[str, Review] = {}
+    drawn_at_random: set[str] = set()
     for of in verdicts(ws).values():
         for i, review in of.items():
-            if (
-                i in ids
-                and review.verdict != "pending"
-                and (i not in last or last[i].at <= review.at)
-            ):
+            if i not in ids or review.verdict == "pending":
+                continue
+            if review.how == "random":
+                drawn_at_random.add(i)
+            if i not in last or last[i].at <= review.at:
                 last[i] = review
-    drawn = [r for r in last.values() if r.how == "random"] or list(last.values())
+    drawn = [last[i] for i in sorted(drawn_at_random)] or list(last.values())
     if not drawn:
         return None
     faulty = sum(r.verdict != "accepted" for r in drawn)
@@ -199,7 +205,7 @@ def error_rate(ws: Workspace, examples: Iterable[Example]) -> dict[str, Any] | N
     return {
         "reviewed": len(last),
         "unreviewed": len(ids) - len(last),
-        "random": drawn[0].how == "random",
+        "random": bool(drawn_at_random),
         "sample": len(drawn),
         "error_rate": faulty / len(drawn),
         "interval": [low, high],
@@ -217,8 +223,12 @@ def told(rate: dict[str, Any] | None) -> str:
 # -- sheets -------------------------------------------------------------------------------------
 
 
-def export(found: Sequence[Item], path: Path) -> None:
-    """Write a sheet (CSV, UTF-8) with empty columns for verdict, reason and new wording."""
+def export(found: Sequence[Item], path: Path, how: Literal["random", "risk"] | None = None) -> None:
+    """Write a sheet (CSV, UTF-8) with empty columns for verdict, reason and new wording.
+
+    `how` the examples were drawn goes with them, so that the verdicts on a random sample say
+    something of the rest.
+    """
     import io
 
     text = io.StringIO()
@@ -231,6 +241,7 @@ def export(found: Sequence[Item], path: Path) -> None:
                 "id": example.id,
                 "culture": example.culture,
                 "task": example.task or "broad",
+                "drawn": how or "",
                 "prompt": _cell(example.messages[-1].content),
                 "answer": _cell(example.answer),
                 "quote": _cell(example.quote),
@@ -267,10 +278,14 @@ def read_sheet(ws: Workspace, path: Path, reviewer: str) -> dict[str, int]:
     if rows and not {"id", "verdict"} <= set(rows[0]):
         raise UsageError(f"{path}: a sheet has the columns id and verdict; see --export")
     known = {item.example.id: item.example for item in items(ws)}
-    taken: list[tuple[Example, Verdict, str]] = []
+    taken: list[tuple[Example, Verdict, How, str]] = []
+    empty = 0
     for number, row in enumerate(rows, 2):
         word = (row.get("verdict") or "").strip().lower()
+        drawn = (row.get("drawn") or "").strip().lower()
+        how: How = "random" if drawn == "random" else "risk" if drawn == "risk" else "sheet"
         if not word:
+            empty += how == "random"
             continue
         example = known.get(row["id"])
         if example is None:
@@ -284,11 +299,16 @@ def read_sheet(ws: Workspace, path: Path, reviewer: str) -> dict[str, int]:
                 example = edited(ws, example, prompt, row.get("new_answer") or example.answer)
             except UsageError as error:
                 raise UsageError(f"{path}, row {number}: {error}") from None
-        taken.append((example, verdict, row.get("reason") or ""))
+        taken.append((example, verdict, how, row.get("reason") or ""))
+    if empty and any(how == "random" for _, _, how, _ in taken):
+        ws.say(
+            f"{path}: {empty} examples of the random sample have no verdict. The error rate takes "
+            "it that chance left them out"
+        )
     before = of_reviewer(ws, reviewer)
     counts: dict[str, int] = defaultdict(int)
-    for example, verdict, reason in taken:
+    for example, verdict, how, reason in taken:
         if verdict == "edited" or before.get(example.id) != verdict:
-            give(ws, example, verdict, reviewer, "sheet", reason)
+            give(ws, example, verdict, reviewer, how, reason)
             counts[verdict] += 1
     return dict(counts)

@@ -21,7 +21,8 @@ def wilson(right: float, n: float) -> tuple[float, float]:
     p, q = right / n, z * z / n
     middle = (p + q / 2) / (1 + q)
     half = z / (1 + q) * math.sqrt(p * (1 - p) / n + q / (4 * n))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    # rounding must not leave the share itself outside
+    return max(0.0, min(p, middle - half)), min(1.0, max(p, middle + half))
 
 
 def grouped_wilson(rights: Sequence[bool], groups: Sequence[str]) -> tuple[float, float]:

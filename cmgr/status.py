@@ -13,15 +13,35 @@ from cmgr.router import fitting
 from cmgr.train import variants
 from cmgr.workspace import Workspace, read_json
 
+CURRENT, STALE, MISSING = "up to date", "out of date", "missing"
+# of a culture, why it has no adapter and cannot have one yet
+NO_EXAMPLES, NONE_ACCEPTED = "no examples", "no example accepted"
+
 
 def of(ws: Workspace) -> dict[str, Any]:
-    """The workspace as one JSON value: stages (state, next command), cultures, accuracy."""
+    """The workspace as one JSON value: stages (state, next command), cultures, accuracy.
+
+    A stage's next command, once those before it are done, brings it up to date; where nothing can
+    (no evidence, nothing held out), the state says why, and there is none.
+    """
     examples = synthesize.current_examples(ws)
     evidence = Counter(e.culture for e in search.current_evidence(ws))
     fit = Counter(e.culture for e in examples if e.split == "fit")
     held_out = Counter(e.culture for e in examples if e.split != "fit")
+    everything = synthesize.all_examples(ws)
+
+    stages = [_stage("search", _state(ws, "search", lambda: search.wanted_inputs(ws)))]
+    if stages[0]["state"] == CURRENT and not evidence:  # then what people brought is all there is
+        stages.append(_stage("synthesize", CURRENT if everything else "no evidence"))
+    else:
+        made = _state(ws, "synthesize", lambda: synthesize.wanted_inputs(ws))
+        stages.append(_stage("synthesize", made))
+    under_way = any(stage["next"] for stage in stages)
 
     def adapter(culture_id: str) -> str:
+        if not variants.fit_examples(ws.recipe, examples, culture_id):
+            none = NONE_ACCEPTED if fit[culture_id] else NO_EXAMPLES
+            return MISSING if under_way else none
         base = resolve(ws.recipe.base.model, ws.folder)
         return _state(
             ws,
@@ -29,55 +49,78 @@ def of(ws: Workspace) -> dict[str, Any]:
             lambda: variants.inputs_of(ws.recipe, base, examples, culture_id),
         )
 
-    everything = synthesize.all_examples(ws)
-    cultures = []
+    adapters: dict[str, str] = {}
     for culture in ws.recipe.cultures:
         try:
-            state = adapter(culture.id)
+            adapters[culture.id] = adapter(culture.id)
         except CmgrError as error:
-            state = str(error)
-        mine = [e for e in everything if e.culture == culture.id]
-        cultures.append(
-            {
-                "culture": culture.id,
-                "evidence": evidence[culture.id],
-                "examples": fit[culture.id],
-                "held_out": held_out[culture.id],
-                "review": review.error_rate(ws, mine),
-                "adapter": state,
-            }
-        )
-    states = {c["adapter"] for c in cultures}
-    trained = next(iter(states)) if len(states) == 1 else "out of date"
-    stages = [
-        ("search", _state(ws, "search", lambda: search.wanted_inputs(ws))),
-        ("synthesize", _state(ws, "synthesize", lambda: synthesize.wanted_inputs(ws))),
-        ("train", trained),
-        ("route", _state(ws, "route", lambda: fitting.wanted_inputs(ws))),
-        ("eval", _state(ws, "eval", lambda: evaluate.wanted_inputs(ws))),
+            adapters[culture.id] = str(error)
+    stages.append(_trained(adapters))
+    if evidence or fit or under_way:
+        fitted = _state(ws, "route", lambda: fitting.wanted_inputs(ws))
+    else:
+        fitted = "no evidence, no examples"
+    stages.append(_stage("route", fitted, "cmgr route --fit"))
+    stages.append(_evaluated(ws, under_way=any(stage["next"] for stage in stages)))
+    cultures = [
+        {
+            "culture": culture,
+            "evidence": evidence[culture],
+            "examples": fit[culture],
+            "held_out": held_out[culture],
+            "review": review.error_rate(ws, [e for e in everything if e.culture == culture]),
+            "adapter": state,
+        }
+        for culture, state in adapters.items()
     ]
-    commands = {"route": "cmgr route --fit"}
     return {
         "recipe": ws.recipe.name,
         "folder": str(ws.folder),
         "base": ws.recipe.base.model,
-        "stages": [
-            {
-                "stage": stage,
-                "state": state,
-                "next": "" if state == "up to date" else commands.get(stage, f"cmgr {stage}"),
-            }
-            for stage, state in stages
-        ],
+        "stages": stages,
         "cultures": cultures,
         "table": (read_json(ws.manifest_path("eval")) or {}).get("table"),
     }
 
 
+def _stage(stage: str, state: str, command: str | None = None) -> dict[str, str]:
+    """A stage with the command that brings it up to date, where one can."""
+    able = state in (MISSING, STALE)
+    return {"stage": stage, "state": state, "next": (command or f"cmgr {stage}") if able else ""}
+
+
+def _trained(adapters: dict[str, str]) -> dict[str, str]:
+    """The stage of training, from the state of each culture's adapter."""
+    able = {c: state for c, state in adapters.items() if state in (CURRENT, MISSING, STALE)}
+    if not able:  # why not, of the first: mostly of all
+        state = next(iter(adapters.values()))
+        return _stage("train", state) | ({"next": "cmgr review"} if state == NONE_ACCEPTED else {})
+    states = set(able.values())
+    # training refuses cultures that have no examples: only the others are named then
+    todo = (
+        ""
+        if able == adapters
+        else "".join(f" --culture {culture}" for culture, state in able.items() if state != CURRENT)
+    )
+    return _stage("train", states.pop() if len(states) == 1 else STALE, f"cmgr train{todo}")
+
+
+def _evaluated(ws: Workspace, under_way: bool) -> dict[str, str]:
+    """The stage of evaluation; `under_way`: what it needs may yet be made by another stage."""
+    made = read_json(ws.manifest_path("eval")) is not None
+    try:
+        current = ws.is_current("eval", evaluate.wanted_inputs(ws))
+    except CmgrError as error:
+        if not under_way:
+            return _stage("eval", str(error).partition(". ")[0])
+        current = False
+    return _stage("eval", CURRENT if current else STALE if made else MISSING)
+
+
 def _state(ws: Workspace, stage: str, wanted: Callable[[], str]) -> str:
     if read_json(ws.manifest_path(stage)) is None:
-        return "missing"
+        return MISSING
     try:
-        return "up to date" if ws.is_current(stage, wanted()) else "out of date"
+        return CURRENT if ws.is_current(stage, wanted()) else STALE
     except CmgrError:
-        return "out of date"  # what it was made from is gone
+        return STALE  # what it was made from is gone

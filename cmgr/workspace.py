@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
 import shutil
-import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
+from cmgr import locks
 from cmgr import recipe as recipes
-from cmgr.errors import CmgrError, MissingError, UsageError
+from cmgr.errors import MissingError, ReadOnlyError, UsageError
 from cmgr.loading import recipe_above
 from cmgr.records import Record, json_lines, make_id, now
 
@@ -65,6 +66,7 @@ def append_lines(path: Path, lines: str, sync: bool = True) -> None:
     With `sync` they are on the disk on return; without, they outlive this process only.
     """
     data = lines.encode()
+    new = sync and not path.exists()
     with path.open("a+b") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
@@ -74,6 +76,65 @@ def append_lines(path: Path, lines: str, sync: bool = True) -> None:
         file.flush()
         if sync:
             os.fsync(file.fileno())
+    if new:
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Put a folder's list of names on the disk: without it a power cut may lose a new file."""
+    if os.name == "nt":  # Windows opens no folder, and does this by itself
+        return
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+def blank(path: Path, lines: Iterable[tuple[int, bytes]]) -> None:
+    """Overwrite lines (where each begins, its bytes) with spaces, in place.
+
+    The file is not replaced, so nothing is lost that others append meanwhile. A line that is no
+    longer there is let alone.
+    """
+    with path.open("r+b") as file:
+        for at, line in lines:
+            file.seek(at)
+            if file.read(len(line)) == line:
+                file.seek(at)
+                file.write(b" " * len(line))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def put_in_place(part: Path, target: Path) -> None:
+    """Put a finished folder in the place of another one, which is gone afterwards.
+
+    Its files are on the disk before. A kill in between leaves `.NAME.cmgr-old`: see `put_back`.
+    """
+    for path in part.rglob("*"):
+        if path.is_file():
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+    old = _old(target)
+    if target.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        target.replace(old)
+    part.replace(target)
+    sync_folder(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _old(target: Path) -> Path:
+    return target.with_name(f".{target.name}.cmgr-old")
+
+
+def put_back(target: Path) -> None:
+    """Finish what a kill left of `put_in_place`: the folder from before, where there is none."""
+    old = _old(target)
+    if old.exists() and not target.exists():
+        old.replace(target)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -84,10 +145,31 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> dict[str, Any] | None:
     """The JSON object in a file, or None where it is absent or damaged."""
     try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        return parsed(path.read_bytes())
+    except OSError:
+        return None
+
+
+def parsed(data: bytes) -> dict[str, Any] | None:
+    """The JSON object in a file's or a line's bytes, or None."""
+    try:
+        value = json.loads(data)
+    except ValueError:
         return None
     return value if isinstance(value, dict) else None
+
+
+class Damaged(NamedTuple):
+    """A line that is no record: its number, where it begins, its bytes, and what is wrong."""
+
+    number: int
+    at: int
+    line: bytes
+    reason: str
+
+
+def _numbers(damaged: list[Damaged]) -> str:
+    return ", ".join(str(d.number) for d in damaged[:10])
 
 
 class Workspace:
@@ -97,6 +179,9 @@ class Workspace:
         self.folder = folder
         self.recipe = recipes.load(folder / "recipe.yaml")
         self.say = say or (lambda _: None)
+        self.held = False  # whether this process holds the whole of it
+        self.read_only = False  # set by a command that goes on where nothing can be written
+        self._told: set[Path] = set()
 
     # -- finding and making ------------------------------------------------------------------
 
@@ -176,50 +261,53 @@ class Workspace:
         return len(written)
 
     def read(self, name: str, kind: type[R]) -> list[R]:
-        """All records of `name`.jsonl, the last of each id; damaged lines go to quarantine."""
+        """All records of `name`.jsonl, the last of each id, without damaged lines.
+
+        Who holds the workspace moves these to quarantine.jsonl; others change nothing, and say
+        once that they are there.
+        """
         path = self.path(f"{name}.jsonl")
         if not path.exists():
             return []
         found: dict[str, R] = {}
-        damaged: list[tuple[int, bytes, str]] = []
+        damaged: list[Damaged] = []
+        at = 0
         lines = path.read_bytes().split(b"\n")
         for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
             try:
-                record = kind.model_validate_json(line)
+                if line.strip():
+                    record = kind.model_validate_json(line)
+                    found[getattr(record, "id", str(number))] = record
             except ValidationError as error:
-                damaged.append((number, line, error.errors()[0]["msg"]))
-                continue
-            found[getattr(record, "id", str(number))] = record
+                damaged.append(Damaged(number, at, line, error.errors()[0]["msg"]))
+            at += len(line) + 1
         if damaged:
-            self._quarantine(path, lines, damaged)
+            # a last line without its end may be one that is being written
+            whole = [d for d in damaged if d.number < len(lines)] if self.held else []
+            if whole:
+                self._quarantine(path, whole)
+            self._tell(path, [d for d in damaged if d not in whole])
         return list(found.values())
 
-    def _quarantine(
-        self, path: Path, lines: list[bytes], damaged: list[tuple[int, bytes, str]]
-    ) -> None:
-        entries = [
-            Record.model_validate(
-                {
-                    "id": make_id(path.name, line.decode(errors="replace")),
-                    "file": path.name,
-                    "line": number,
-                    "reason": reason,
-                    "text": line.decode(errors="replace"),
-                    "at": now(),
-                }
-            )
-            for number, line, reason in damaged
-        ]
-        self.append("quarantine", entries)
-        bad = {number for number, _, _ in damaged}
-        kept = [line for number, line in enumerate(lines, 1) if number not in bad]
-        write_atomic(path, b"\n".join(kept))
-        numbers = ", ".join(str(n) for n in sorted(bad)[:10])
+    def _tell(self, path: Path, damaged: list[Damaged]) -> None:
+        if damaged and path not in self._told:
+            self._told.add(path)
+            self.say(f"{path}: {len(damaged)} damaged line(s) ({_numbers(damaged)}) left out")
+
+    def _quarantine(self, path: Path, damaged: list[Damaged]) -> None:
+        entries = []
+        for number, _, line, reason in damaged:
+            text = line.decode(errors="replace")
+            entry = {"id": make_id(path.name, text), "file": path.name, "line": number}
+            entry |= {"reason": reason, "text": text, "at": now()}
+            if text.encode() != line:
+                entry["base64"] = base64.b64encode(line).decode()
+            entries.append(Record.model_validate(entry))
+        self.append("quarantine", entries)  # on the disk before anything goes
+        blank(path, [(d.at, d.line) for d in damaged])
         self.say(
-            f"{path}: {len(bad)} damaged line(s) ({numbers}) moved to quarantine.jsonl; "
-            "the rest goes on"
+            f"{path}: {len(damaged)} damaged line(s) ({_numbers(damaged)}) moved to "
+            "quarantine.jsonl; the rest goes on"
         )
 
     # -- manifests ---------------------------------------------------------------------------
@@ -234,8 +322,11 @@ class Workspace:
 
     def is_current(self, stage: str, inputs: str) -> bool:
         """Whether a stage was finished with exactly these inputs (a hash)."""
-        manifest = read_json(self.manifest_path(stage))
-        return manifest is not None and manifest.get("inputs") == inputs
+        path = self.manifest_path(stage)
+        made = {"train": "adapter.gguf", "route": "router.npz"}.get(stage.partition("/")[0])
+        if made and not path.with_name(made).is_file():
+            return False
+        return (read_json(path) or {}).get("inputs") == inputs
 
     def finish(self, stage: str, inputs: str, **facts: Any) -> None:
         """Write a stage's manifest: the hash of its inputs, and facts about what was made."""
@@ -276,50 +367,30 @@ class Workspace:
     # -- the lock ----------------------------------------------------------------------------
 
     @contextmanager
-    def lock(self, command: str, shard: str | None = None) -> Iterator[None]:
+    def lock(self, command: str, shard: str | None = None, needed: bool = True) -> Iterator[None]:
         """Hold the workspace for a command that writes; or one shard of it ("2/8").
 
-        Raises CmgrError that says who holds it. The operating system frees it after a kill.
+        Where nothing can be written, a command for which that is not `needed` goes on with
+        `read_only` set. Raises CmgrError that says who holds it, ReadOnlyError.
         """
-        from filelock import FileLock, Timeout
-
         name = f".lock-{shard.replace('/', '-of-')}" if shard else ".lock"
         # shards of one training go side by side, and not beside any other command
         others = [".lock"] if shard else [p.name for p in self.folder.glob(".lock-*-of-*")]
-        lock = FileLock(self.path(name), timeout=0)
-
-        def about(name: str) -> Path:
-            return self.path(name.replace(".lock", ".holder") + ".json")
-
-        holder = about(name)
-        try:
-            lock.acquire()
-            for other in others:
-                name = other
-                with FileLock(self.path(other), timeout=2):
-                    pass
-        except Timeout:
-            lock.release()
-            who = read_json(about(name)) or {}
-            raise CmgrError(
-                f"{self.folder} is in use by `{who.get('command', 'another cmgr')}` "
-                f"(process {who.get('pid', '?')} on {who.get('host', '?')}, since "
-                f"{who.get('since', '?')}). Wait for it, or stop it."
-            ) from None
-        try:
-            write_json(
-                holder,
-                {
-                    "command": command,
-                    "pid": os.getpid(),
-                    "host": socket.gethostname(),
-                    "since": now(),
-                },
-            )
-            yield
-        finally:
-            holder.unlink(missing_ok=True)
-            lock.release()
+        with ExitStack() as stack:
+            try:
+                paths = tuple(map(self.path, others))
+                stack.enter_context(locks.held(self.path(name), command, str(self.folder), paths))
+            except ReadOnlyError:
+                if needed:
+                    raise
+                self.read_only = True
+                self.say(f"{self.folder} cannot be written to: nothing new is kept")
+            else:
+                self.held = shard is None
+            try:
+                yield
+            finally:
+                self.held = False
 
 
 def hash_records(records: Iterable[Record], *settings: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -62,6 +63,18 @@ def test_cat_is_the_sum_of_the_deltas(parts: list[tuple[int, int]], data: st.Dat
     for method in ("cat", "svd", "task-arithmetic"):
         result = dense(merged(method, deltas, weights, 1.0, 1, "m"))
         assert np.allclose(result, whole, atol=1e-6 * max(1, np.abs(whole).max()) * 10)
+
+
+def test_two_names_of_one_method_say_so(tmp_path: Path) -> None:
+    deltas = {"a": factors(1, 3), "b": factors(2, 4)}
+    one, two = (
+        at_rank(merged(name, deltas, {"a": 0.3, "b": 2.0}, 0.3, 1, "m"), 4)
+        for name in ("svd", "task-arithmetic")
+    )
+    assert np.array_equal(one.a, two.a) and np.array_equal(one.b, two.b)
+    assert "another name for svd" in METHODS["task-arithmetic"]
+    shown = " ".join(cmgr("merge", "--help", cwd=tmp_path).stdout.split())
+    assert "svd (task-arithmetic is another name for it)" in shown.replace("│ │ ", "")
 
 
 @given(st.sampled_from(sorted(METHODS)), st.integers(0, 10**6), st.integers(1, 6))
@@ -436,7 +449,7 @@ def test_a_base_written_again_is_the_same_bit_for_bit(tmp_path: Path) -> None:
 
 
 @pytest.mark.model
-def test_into_safetensors(tmp_path: Path) -> None:
+def test_into_safetensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
     from peft import LoraConfig, get_peft_model
     from tokenizers import Tokenizer, models
@@ -460,7 +473,26 @@ def test_into_safetensors(tmp_path: Path) -> None:
     tuned.save_pretrained(tmp_path / "adapter")
     ids = torch.arange(6)[None]
     wanted = tuned(ids).logits
-    bake.into_folder(tmp_path / "weights", tmp_path / "adapter", tmp_path / "out")
+    manifest = tmp_path / "adapter" / "manifest.json"
+    base = Base("small", resolve("smollm2").gguf)
+    write_json(manifest, {"base_fingerprint": "0123abcd"})
+    given = (tmp_path / "weights", tmp_path / "adapter", tmp_path / "out")
+    with pytest.raises(CmgrError, match=f"says 0123abcd, this base has {base.fingerprint}"):
+        bake.into_folder(*given, base=base)
+    write_json(manifest, {"base_fingerprint": base.fingerprint})
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    for writes in (AutoModelForCausalLM, PreTrainedTokenizerFast):
+        with monkeypatch.context() as patched:
+            whose = LlamaForCausalLM if writes is AutoModelForCausalLM else writes
+            patched.setattr(whose, "save_pretrained", full)
+            with pytest.raises(CmgrError, match="the disk is full"):
+                bake.into_folder(*given, base=base)
+        assert not list(tmp_path.glob("*out*"))
+    bake.into_folder(*given, base=base)
+    assert [p.name for p in tmp_path.glob("*out*")] == ["out"]
     baked = AutoModelForCausalLM.from_pretrained(tmp_path / "out")(ids).logits
     assert torch.allclose(baked, wanted, atol=1e-4)
     with pytest.raises(UsageError, match="--force"):

@@ -88,6 +88,26 @@ def evaluated(ws: Workspace, said: str = "no", name: str = "posts") -> None:
     write_json(ws.path("eval", f"{name}.json"), about)
 
 
+@pytest.mark.parametrize("n", [2, 4, 5, 8, 10, 14, 24, 36])
+def test_accuracies_of_0_and_1_have_their_picture(n: int) -> None:
+    results = [
+        result(i, ("japan", "brazil")[i % 2], "no").model_copy(
+            update={"right": {"base": False, "routed": True}}
+        )
+        for i in range(n)
+    ]
+    rows = [*scores(results, ["base", "routed"], 1)]
+    assert {row["accuracy"] for row in rows} == {0.0, 1.0}
+    for row in rows:
+        assert row["interval"][0] <= row["accuracy"] <= row["interval"][1]
+        # what an evaluation of before has kept
+        row["interval"] = [row["interval"][0] + 1e-16, row["interval"][1] - 2e-16]
+    part = {"task": "everyday", "split": "test", "rows": rows}
+    about = {"name": "posts", "rows": rows, "routed": [], "parts": [part]}
+    data = {"counts": [], "training": [], "agreement": None, "evaluations": [about]}
+    assert "methods-1-1" in [picture.name for picture in draw(data)]
+
+
 @pytest.fixture
 def ws(recipe_folder: Path, tmp_path: Path) -> Workspace:
     found, _ = Workspace.init(str(recipe_folder / "recipe.yaml"), tmp_path / "ws")

@@ -169,6 +169,45 @@ def test_a_sheet_goes_out_and_comes_back(ws: Workspace, tmp_path: Path) -> None:
         review.read_sheet(ws, tmp_path / "nowhere.csv", "cy")
 
 
+def filled(sheet: Path, verdict: dict[int, str]) -> list[dict[str, str]]:
+    """A sheet filled in by row; returns its rows."""
+    with sheet.open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    with sheet.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, review.COLUMNS)
+        writer.writeheader()
+        writer.writerows([{**row, "verdict": verdict.get(n, "")} for n, row in enumerate(rows)])
+    return rows
+
+
+def test_a_sheet_of_a_random_sample_counts_in_the_error_rate(ws: Workspace) -> None:
+    sheet, risky = ws.path("sheet.csv"), ws.path("risky.csv")
+    assert cmgr("review", "--export", "sheet.csv", "--sample", "8", cwd=ws.folder).returncode == 0
+    rows = filled(sheet, {0: "reject", **dict.fromkeys(range(1, 7), "accept")})
+    done = cmgr("review", "--import", "sheet.csv", "--reviewer", "cy", "--json", cwd=ws.folder)
+    assert done.returncode == 0 and "1 examples of the random sample have no verdict" in done.stderr
+    every = [item.example for item in review.items(ws)]
+    rate = review.error_rate(ws, every)
+    assert rate and rate["random"] and (rate["sample"], rate["error_rate"]) == (7, 1 / 7)
+    assert review.told(rate).startswith("14% [")
+    by_culture = [row["unreviewed_error_rate"] for row in map(json.loads, done.stdout.splitlines())]
+    assert sum(r["sample"] for r in by_culture if r) == 7 and all(
+        r["random"] for r in by_culture if r
+    )
+    status = json.loads(cmgr("status", "--json", cwd=ws.folder).stdout)
+    assert [c["review"] for c in status["cultures"] if c["review"]] == [r for r in by_culture if r]
+    # what was chosen by risk does not count, and changes a verdict of the sample all the same
+    words = ["--export", "risky.csv", "--by-risk"]
+    assert cmgr("review", *words, cwd=ws.folder).returncode == 0
+    place = [row["id"] for row in filled(risky, {})].index(rows[1]["id"])
+    others = [n for n in range(len(every)) if n != place][:5]
+    filled(risky, {place: "reject", **dict.fromkeys(others, "reject")})
+    words = ["--import", "risky.csv", "--reviewer", "di"]
+    assert cmgr("review", *words, cwd=ws.folder).returncode == 0
+    rate = review.error_rate(ws, every)
+    assert rate and rate["random"] and rate["sample"] == 7 and rate["error_rate"] >= 2 / 7
+
+
 def test_no_cell_is_a_formula() -> None:
     assert review._cell("=1+1") == "'=1+1"
     assert review._cell("-2") == "'-2"
@@ -221,6 +260,14 @@ def test_a_session_at_a_terminal(ws: Workspace) -> None:
     assert sorted(given.values()) == ["accepted", "accepted"]
     reasons = [r.reason for r in ws.read("reviews", review.Review)]
     assert "too old" in reasons
+
+
+def test_ctrl_d_leaves_and_keeps_what_was_decided(ws: Workspace) -> None:
+    ask = "uit"
+    steps = [(ask, "a"), (ask, "r"), ("empty", "\x04"), (ask, "\x04")]
+    seen = talk(ws.folder, steps, "--reviewer", "flo")
+    assert "unexpected" not in seen and "2 reviewed by flo" in seen
+    assert sorted(review.of_reviewer(ws, "flo").values()) == ["accepted", "rejected"]
 
 
 def test_an_edit_in_an_editor(ws: Workspace, tmp_path: Path) -> None:

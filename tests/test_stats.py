@@ -80,6 +80,8 @@ def test_wilson_is_scipys(n: int, data: st.DataObject) -> None:
     right = data.draw(st.integers(0, n))
     known = binomtest(right, n).proportion_ci(method="wilson")
     assert wilson(right, n) == pytest.approx((known.low, known.high), abs=1e-7)
+    for k in (0, right, n):
+        assert wilson(k, n)[0] <= k / n <= wilson(k, n)[1]
     rights, names = [True] * right + [False] * (n - right), [str(i) for i in range(n)]
     assert grouped_wilson(rights, names) == pytest.approx((known.low, known.high), abs=1e-7)
 

@@ -31,7 +31,7 @@ from cmgr.train.loss import answer_loss
 from cmgr.train.model import Item, Trainable, checkpoint_layers
 from cmgr.train.parity import parity
 from cmgr.train.prompts import Prompts, families
-from cmgr.workspace import read_json
+from cmgr.workspace import read_json, write_json
 
 model = pytest.mark.model
 ADAPTER = recipes.Adapter(rank=4, alpha=8)
@@ -392,6 +392,83 @@ def test_a_checkpoint_cut_off_or_altered_is_passed_over(tmp_path: Path) -> None:
         found = checkpoint.load(tmp_path)
         assert found is not None and found[0] == {"step": 2}
         assert torch.equal(found[1]["w"], torch.full((40,), 2))
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+def test_a_kill_while_an_adapter_is_put_in_use_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before each change on the disk: there is what to go on from, or the finished adapter."""
+    import torch
+
+    real = {name: getattr(os, name) for name in ("replace", "rename", "unlink", "rmdir")}
+
+    def is_finished(folder: Path) -> bool:
+        return (read_json(folder / "manifest.json") or {}).get("inputs") == "new"
+
+    steps, crashed = 0, True
+    while crashed:
+        folder = tmp_path / str(steps)
+        work, target = folder / ".japan.part", folder / "japan"
+        for place in (work, target):
+            place.mkdir(parents=True)
+            write_json(place / "manifest.json", {"inputs": "new" if place == work else "old"})
+        for number in (1, 2):
+            checkpoint.save(work, number, {"step": number}, {"w": torch.ones(2)})
+        (work / "inputs").write_text("new")
+        left = steps
+
+        def before(name: str) -> Any:
+            def counted(*words: Any, **named: Any) -> Any:
+                nonlocal left
+                if not left:
+                    raise Killed
+                left -= 1
+                return real[name](*words, **named)
+
+            return counted
+
+        with monkeypatch.context() as patched:
+            for name in real:
+                patched.setattr(os, name, before(name))
+            try:
+                train._put_in_use(work, target)
+                crashed = False
+            except Killed:
+                goes_on = (work / "inputs").is_file() and checkpoint.load(work) is not None
+                assert goes_on or is_finished(target), steps
+        train._tidy(target)  # what the next command begins with
+        if is_finished(target):
+            assert [p.name for p in folder.iterdir()] == ["japan"]
+            assert [p.name for p in target.iterdir()] == ["manifest.json"]
+        else:  # the adapter from before serves while training goes on
+            assert read_json(target / "manifest.json") == {"inputs": "old"}
+            assert checkpoint.load(work) is not None and (work / "inputs").read_text() == "new"
+            train._put_in_use(work, target)
+            assert is_finished(target)
+        steps += 1
+    assert steps > 6
+
+
+@model
+def test_a_kill_after_the_last_step_costs_no_training(trained: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "ws"
+    shutil.copytree(trained, folder)
+    code = (
+        "import os, sys; from cmgr.train import checkpoint\n"
+        "checkpoint.drop = lambda folder: list(folder.glob('checkpoint-*')) and os._exit(9)\n"
+        "sys.argv = ['cmgr', 'train', '--culture', 'japan', '--force']\n"
+        "from cmgr.cli.app import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 9, done.stderr
+    again = cmgr("train", "--culture", "japan", cwd=folder)
+    assert again.returncode == 0 and "up to date" in again.stderr
+    assert not list(folder.rglob("checkpoint-*")) and not list(folder.rglob("inputs"))
+    assert sorted(p.name for p in (folder / "adapters").iterdir()) == ["brazil", "germany", "japan"]
 
 
 def test_a_disk_that_is_full_leaves_the_last_checkpoint(tmp_path: Path) -> None:

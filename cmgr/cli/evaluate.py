@@ -95,8 +95,9 @@ def command(
     ws = Workspace.find(workspace, say)
     wanted = _methods(ws, methods)
     own = not (data or task or methods or culture or limit or seed != 1 or interference or judge)
-    with ws.lock("cmgr eval"), progress() as tell:
-        if own:
+    # without the lock where nothing can be written: scores that are kept can be read
+    with ws.lock("cmgr eval", needed=False), progress() as tell:
+        if own and (not ws.read_only or (evaluate.is_current(ws) and not force)):
             if not evaluate.build(ws, force, tell):
                 say("eval: up to date")
             manifest = read_json(ws.manifest_path("eval")) or {}

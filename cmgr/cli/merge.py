@@ -27,7 +27,10 @@ def command(
     ] = None,
     workspace: WorkspaceOption = None,
     method: Annotated[
-        str, typer.Option(help="cat, svd, linear, task-arithmetic, ties or dare")
+        str,
+        typer.Option(
+            help="cat, svd (task-arithmetic is another name for it), linear, ties or dare"
+        ),
     ] = "cat",
     weights: Annotated[
         str | None, typer.Option(help="One for each, with commas [default: 1 for each]")
@@ -135,15 +138,31 @@ def _bake(
     force: bool,
     json: bool,
 ) -> None:
+    from cmgr import locks
+
+    adapter = ws.path("adapters", name) if name else None
+    with locks.output(out, "cmgr merge --into-base"):
+        facts = _baked(ws, adapter, out, quantize, force)
+    if json:
+        emit_json(facts)
+    else:
+        size = (
+            f", {facts['bytes'] / 2**20:.0f} MB, mostly {facts['kind']}" if "bytes" in facts else ""
+        )
+        say(f"{facts['file']}: {facts['changed']} tensors changed{size}")
+
+
+def _baked(
+    ws: Workspace, adapter: Path | None, out: Path, quantize: str | None, force: bool
+) -> dict[str, Any]:
     from cmgr.base import resolve, weights_folder
     from cmgr.errors import UsageError
     from cmgr.merge import bake
 
-    adapter = ws.path("adapters", name) if name else None
+    base = resolve(ws.recipe.base.model, ws.folder)
     if out.suffix == ".gguf":
-        base = resolve(ws.recipe.base.model, ws.folder)
         with progress() as show:
-            facts = bake.into_gguf(
+            return bake.into_gguf(
                 base,
                 adapter,
                 out,
@@ -152,21 +171,13 @@ def _bake(
                 say,
                 lambda done, total: show("bake", done, total),
             )
-    else:
-        source = ws.recipe.base.train_from
-        if source is None or adapter is None:
-            raise UsageError(
-                f"--into-base {out}: a folder needs an adapter, and a base of HF weights "
-                "(base.train_from). For one file: --into-base model.gguf"
-            )
-        facts = bake.into_folder(weights_folder(source, ws.folder), adapter, out, force)
-    if json:
-        emit_json(facts)
-    else:
-        size = (
-            f", {facts['bytes'] / 2**20:.0f} MB, mostly {facts['kind']}" if "bytes" in facts else ""
+    source = ws.recipe.base.train_from
+    if source is None or adapter is None:
+        raise UsageError(
+            f"--into-base {out}: a folder needs an adapter, and a base of HF weights "
+            "(base.train_from). For one file: --into-base model.gguf"
         )
-        say(f"{facts['file']}: {facts['changed']} tensors changed{size}")
+    return bake.into_folder(weights_folder(source, ws.folder), adapter, out, force, base)
 
 
 def _analyse(
@@ -179,7 +190,7 @@ def _analyse(
     json: bool,
 ) -> None:
     """Cosines and sign conflicts; of named adapters also what each method loses at the rank."""
-    from cmgr.errors import MissingError, UsageError
+    from cmgr.errors import MissingError, UsageError, unless_read_only
     from cmgr.merge.analysis import errors, interference
     from cmgr.merge.deltas import Adapter, check_fit, weights_of
     from cmgr.workspace import write_json
@@ -208,7 +219,8 @@ def _analyse(
                 seed,
                 lambda done, total: show("methods", done, total),
             )
-    write_json(ws.path("logs", "analyse.json"), {"adapters": chosen, "rows": rows})
+    with unless_read_only():  # cmgr report shows it
+        write_json(ws.path("logs", "analyse.json"), {"adapters": chosen, "rows": rows})
     if json:
         for row in (*rows, *lost):
             emit_json(row)

@@ -21,11 +21,12 @@ def command(
     json: JsonOption = False,
 ) -> None:
     """Write one HTML file that needs nothing else, and each picture as PNG and SVG beside it."""
-    from cmgr import report
+    from cmgr import locks, report
 
     ws = Workspace.find(workspace, say)
     path = output or ws.path("report", "report.html")
-    written = report.build(ws, path, examples)
+    with locks.output(path, "cmgr report"):
+        written = report.build(ws, path, examples)
     if json:
         emit_json({"page": str(path), "pictures": [str(p) for p in written[1:]]})
     else:

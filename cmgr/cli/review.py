@@ -56,7 +56,7 @@ def command(
     json: JsonOption = False,
 ) -> None:
     """Look at examples: what is rejected is not used, what is edited replaces the example."""
-    from cmgr import review
+    from cmgr import locks, review
     from cmgr.errors import UsageError
     from cmgr.workspace import Workspace
 
@@ -66,7 +66,8 @@ def command(
     found = review.items(ws, culture)
     if export:
         wanted = review.queue(found, {}, how, sample)
-        review.export(wanted, export)
+        with locks.output(export, "cmgr review --export"):
+            review.export(wanted, export, how)
         say(f"{export}: {len(wanted)} examples. Fill in `verdict`: accept, edit, reject")
         return
     if import_:
@@ -95,8 +96,11 @@ def _session(ws: Workspace, waiting: list[Item], who: str, how: Literal["random"
     while at < len(waiting):
         item = waiting[at]
         _show(item, at + 1, len(waiting))
-        key = typer.getchar().lower()
-        if key == "q" or key in "\x03\x04":
+        try:
+            key = typer.getchar().lower()
+        except EOFError:  # Ctrl-D
+            key = "q"
+        if key in ("q", "", "\x04"):  # nothing: the terminal is gone
             break
         if key == "s":
             at += 1

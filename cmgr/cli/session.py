@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cmgr.cli.console import emit_json, escaped, is_terminal, is_tty, plain, say, valid
 from cmgr.conversation import MODES, adapter_name, parse_blend
-from cmgr.errors import CmgrError, UsageError
+from cmgr.errors import CmgrError, UsageError, unless_read_only
 from cmgr.records import Answer, json_lines
 
 if TYPE_CHECKING:
@@ -128,13 +128,12 @@ def _editor(ask: Asker, keep_history: bool) -> Callable[[], str]:
 
     class Kept(FileHistory):
         def store_string(self, string: str) -> None:
-            super().store_string(valid(string))
+            with unless_read_only():  # of such a place the thread's log speaks
+                path.parent.mkdir(parents=True, exist_ok=True)
+                super().store_string(valid(string))
 
-    history: History = InMemoryHistory()
-    if keep_history:
-        path = ask.talk.ws.path("logs", "chat", "history")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        history = Kept(path)
+    path = ask.talk.ws.path("logs", "chat", "history")
+    history: History = Kept(path) if keep_history else InMemoryHistory()
     session: PromptSession[str] = PromptSession(
         "> ",
         prompt_continuation="  ",
@@ -273,8 +272,6 @@ def _why(ask: Asker) -> None:
 
 
 def _save(ask: Asker, path: Path) -> None:
-    if path.exists():
-        raise UsageError(f"{path} exists: choose another name")
     talk = ask.talk
     if path.suffix == ".jsonl":
         text = "".join(escaped(json_lines([answer]).rstrip()) + "\n" for answer in talk.answers)
@@ -285,7 +282,10 @@ def _save(ask: Asker, path: Path) -> None:
             parts.append(f"**{answer.adapter or 'base'}:** {answer.response}\n")
         text = plain("\n".join(parts))
     try:
-        path.write_text(text, encoding="utf-8")
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise UsageError(f"{path} exists: choose another name") from None
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from None
     say(f"{len(talk.answers)} turn(s) written to {path}", faint=True)

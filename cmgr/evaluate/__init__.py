@@ -188,6 +188,8 @@ def _is_right(item: Item, text: str) -> bool:
 
 
 def _keep(ws: Workspace, found: Evaluation, base: Base, seed: int) -> None:
+    if ws.read_only:
+        return
     write_atomic(ws.path("eval", f"{found.name}.items.jsonl"), json_lines(found.results).encode())
     write_json(
         ws.path("eval", f"{found.name}.json"),
@@ -224,12 +226,20 @@ def _planned(ws: Workspace) -> tuple[list[Item], Methods, str]:
     examples = current_examples(ws)
     items = of_examples(ws.recipe, pick(ws, examples))
     if not items:
-        raise MissingError("no held-out items. Make them: cmgr synthesize")
+        raise MissingError(
+            "no held-out items. Make them: cmgr synthesize; or ask those of a file: "
+            "cmgr eval --task TASK --data FILE"
+        )
     base = resolve(ws.recipe.base.model, ws.folder)
     able = Methods(ws, base, default_methods(ws), items, examples)
     if "routed" in able.lacking:
         raise MissingError(able.lacking["routed"])
     return items, able, _inputs(ws, items, able)
+
+
+def is_current(ws: Workspace) -> bool:
+    """Whether the stage is up to date. Raises MissingError without what it needs."""
+    return ws.is_current("eval", _planned(ws)[2])
 
 
 def wanted_inputs(ws: Workspace) -> str:

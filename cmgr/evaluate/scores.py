@@ -44,7 +44,8 @@ class Scores:
 
     def __init__(self, ws: Workspace, base: Base, adapters: Mapping[str, str]) -> None:
         self._ws, self._base, self._adapters = ws, base, adapters
-        ws.path("eval").mkdir(exist_ok=True)
+        if not ws.read_only:
+            ws.path("eval").mkdir(exist_ok=True)
         self._known = {score.id: score for score in ws.read(FILE, Score)}
         self._keys: dict[Question, str] = {}
 
@@ -98,7 +99,8 @@ class Scores:
             batch = Batch(model, settings.context, settings.cache_mb)
             for keys in filter(None, todo):
                 made = self._run(model, batch, [(key, unique[key]) for key in keys])
-                self._ws.append(FILE, made)
+                if not self._ws.read_only:
+                    self._ws.append(FILE, made)
                 self._known.update((score.id, score) for score in made)
                 done += len(made)
                 if progress:

@@ -16,7 +16,7 @@ from cmgr.errors import CmgrError, UsageError
 from cmgr.merge.deltas import Adapter, Factors, check_fit, layer_of, modules_of, weights_of
 from cmgr.merge.methods import DENSE, METHODS, at_rank, error_of, merged, relative
 from cmgr.records import now
-from cmgr.workspace import write_atomic, write_json
+from cmgr.workspace import put_back, put_in_place, write_atomic, write_json
 
 
 def combine(
@@ -38,11 +38,12 @@ def combine(
     the parents'. Parents are read only. Raises UsageError for weights or a method that do not fit,
     CmgrError for adapters that do not, a target that exists, or a full disk.
     """
+    put_back(out)
     adapters = [Adapter(folder) for folder in parents]
     _check(adapters, out, method, weights, density, force)
     share = weights_of(adapters, weights)
-    if adapters[0].manifest.get("base_fingerprint") not in (None, base.fingerprint):
-        raise CmgrError(f"{adapters[0].name} is made for another base than {base.reference}")
+    for adapter in adapters:
+        adapter.check_base(base)
     modules = modules_of(adapters)
     wanted_rank = rank or max(int(a.config["r"]) for a in adapters)
     made: dict[str, Factors] = {}
@@ -152,12 +153,7 @@ def _write(
         }
         write_json(part / "manifest.json", manifest)
         write_atomic(part / "README.md", _card(out.name, manifest).encode())
-        old = out.with_name(f".{out.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        if out.exists():
-            out.replace(old)
-        part.replace(out)
-        shutil.rmtree(old, ignore_errors=True)
+        put_in_place(part, out)
     except OSError as error:
         raise CmgrError(f"{out}: cannot be written: {error.strerror or error}") from None
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from cmgr.base import Base
 from cmgr.errors import CmgrError, UsageError
 from cmgr.gguf_lora import Told
 from cmgr.merge.deltas import Adapter
+from cmgr.workspace import put_back, put_in_place
 
 # what `gguf` can write, and for what it cannot (llama.cpp's k-quants, i-quants) the nearest kind
 WRITABLE = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
@@ -104,9 +106,7 @@ def into_gguf(
             os.fsync(file.fileno())
         part.replace(out)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise CmgrError(f"{out}: the disk is full") from None
-        raise CmgrError(f"{out}: cannot be written: {error.strerror or error}") from None
+        raise _not_written(out, error) from None
     finally:
         with contextlib.suppress(OSError):
             writer.close()
@@ -114,22 +114,48 @@ def into_gguf(
     return {"file": str(out), "bytes": out.stat().st_size, "kind": most, "changed": len(deltas)}
 
 
-def into_folder(weights: Path, adapter: Path, out: Path, force: bool = False) -> dict[str, Any]:
+def into_folder(
+    weights: Path, adapter: Path, out: Path, force: bool = False, base: Base | None = None
+) -> dict[str, Any]:
     """Write HF weights with an adapter's delta in them, through PEFT's `merge_and_unload`.
 
-    Raises UsageError for an activated adapter or a target that exists.
+    The folder is there whole or not at all. Raises UsageError for an activated adapter or a target
+    that exists, CmgrError for a full disk, or an adapter of another base than `base`, whose
+    weights these are.
     """
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    refuse_activated(Adapter(adapter))
+    found = Adapter(adapter)
+    refuse_activated(found)
+    if base:
+        found.check_base(base)
+    put_back(out)
     if out.exists() and not force:
         raise UsageError(f"{out} exists. Choose another folder, or --force to replace it")
+    if out.exists() and out.samefile(weights):
+        raise UsageError(f"{out} is the base itself")
+    part = out.with_name(f".{out.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
     model = AutoModelForCausalLM.from_pretrained(weights, dtype="auto")
     whole = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
-    whole.save_pretrained(out)
-    AutoTokenizer.from_pretrained(weights).save_pretrained(out)
-    return {"file": str(out), "changed": len(Adapter(adapter).modules())}
+    try:
+        whole.save_pretrained(part)
+        AutoTokenizer.from_pretrained(weights).save_pretrained(part)
+        if out.is_dir() and not any(out.iterdir()):
+            out.rmdir()
+        put_in_place(part, out)
+    except OSError as error:
+        raise _not_written(out, error) from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return {"file": str(out), "changed": len(found.modules())}
+
+
+def _not_written(out: Path, error: OSError) -> CmgrError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return CmgrError(f"{out}: the disk is full")
+    return CmgrError(f"{out}: cannot be written: {error.strerror or error}")
 
 
 def refuse_activated(adapter: Adapter) -> None:
@@ -148,9 +174,7 @@ def _deltas(base: Base, folder: Path) -> dict[str, tuple[Array, Array]]:
 
     adapter = Adapter(folder)
     refuse_activated(adapter)
-    made = adapter.manifest.get("base_fingerprint")
-    if made not in (None, base.fingerprint):
-        raise CmgrError(f"{adapter.name} is made for another base than {base.reference}")
+    adapter.check_base(base)
     halves: dict[str, dict[str, Array]] = {}
     for name, values in tensors(folder, int(adapter.config["r"]), model_config(base)):
         target, _, side = name.rpartition(".lora_")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cmgr.base import Base
 from cmgr.errors import CmgrError, MissingError
 from cmgr.gguf_lora import KEY, effective_alpha, refuse_unfaithful
 from cmgr.workspace import read_json
@@ -71,6 +72,16 @@ class Adapter:
     def kind(self) -> str:
         """Activated or standard, as the weights' own settings say."""
         return "activated" if self.config.get("alora_invocation_tokens") else "standard"
+
+    def check_base(self, base: Base) -> None:
+        """Raise CmgrError where the adapter says that it was made for another base."""
+        made = self.manifest.get("base_fingerprint")
+        if made not in (None, base.fingerprint):
+            raise CmgrError(
+                f"the adapter {self.name} was made for another base than {base.reference}: it "
+                f"says {made}, this base has {base.fingerprint}. Train it again: cmgr train "
+                f"--culture {self.name} --force"
+            )
 
     def modules(self) -> list[str]:
         """The modules that it changes, in order."""

@@ -18,7 +18,7 @@ METHODS: dict[str, str] = {
     "cat": "the exact sum; the rank adds up",
     "svd": "the sum at a rank: the best approximation there is (Eckart and Young, 1936)",
     "linear": "the average by the weights' shares, at a rank",
-    "task-arithmetic": "the sum of task vectors, at a rank (Ilharco and others, 2023)",
+    "task-arithmetic": "another name for svd: task vectors added (Ilharco and others, 2023)",
     "ties": "trim, elect signs, average what agrees (Yadav and others, 2023), at a rank",
     "dare": "drop at random, rescale, add (Yu and others, 2024), at a rank",
 }

@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from cmgr import __version__, review, search, status, synthesize
-from cmgr.errors import MissingError
+from cmgr.errors import missing_extra
 from cmgr.evaluate.tables import ALL, Result
 from cmgr.records import Example, make_id, now
 from cmgr.workspace import Workspace, read_json, write_atomic
@@ -40,7 +40,7 @@ def build(ws: Workspace, path: Path, examples: int = EXAMPLES) -> list[Path]:
     try:
         import matplotlib.figure  # noqa: F401 - only to see whether it is there
     except ImportError:
-        raise MissingError("a report needs matplotlib: pip install 'cmgr[report]'") from None
+        raise missing_extra("report", "cmgr report") from None
     from cmgr.report.pictures import draw
 
     data = gather(ws, examples)

@@ -198,7 +198,7 @@ def _methods(name: str, evaluation: str, part: dict[str, Any]) -> Picture:
     low, high = np.array([row["interval"] for row in rows]).T
     colours = [COLOURS[2] if row["method"] == "routed" else COLOURS[0] for row in rows]
     axes.barh(range(len(rows)), values, 0.62, color=colours, alpha=0.55)
-    error = (values - low, high - values)
+    error = np.maximum((values - low, high - values), 0)  # rounding may leave -1e-16
     axes.errorbar(values, range(len(rows)), xerr=error, fmt="none", ecolor=INK, elinewidth=1.2)
     axes.set_xlim(0, 1)
     _label(axes, "accuracy, 95% interval")

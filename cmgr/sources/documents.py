@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from cmgr.errors import CmgrError, MissingError
+from cmgr.errors import CmgrError, MissingError, unless_read_only
 from cmgr.recipe import Culture, Source
 from cmgr.records import Query, make_id
 from cmgr.sources import Place
@@ -140,7 +140,8 @@ class Searcher:
             read[url] = known[url]
         if changed or len(read) != len(known):
             text = json.dumps({"version": VERSION, "files": read}, ensure_ascii=False)
-            write_atomic(cache, gzip.compress(text.encode(), compresslevel=1))
+            with unless_read_only():
+                write_atomic(cache, gzip.compress(text.encode(), compresslevel=1))
         return [
             (url, sha, [Passage(**{**p, "also_asked": tuple(p["also_asked"])}) for p in found])
             for url, (_, sha, found) in read.items()

@@ -27,7 +27,14 @@ from cmgr.train.loop import Log, Loop, Stage, Watch
 from cmgr.train.model import Item, Trainable, is_main
 from cmgr.train.parity import PROMPTS, parity
 from cmgr.train.variants import Wanted
-from cmgr.workspace import Progress, Workspace, write_atomic, write_json
+from cmgr.workspace import (
+    Progress,
+    Workspace,
+    put_back,
+    put_in_place,
+    write_atomic,
+    write_json,
+)
 
 # -- what is trained on ------------------------------------------------------------------------
 
@@ -91,6 +98,10 @@ def build(
     in place whole; one that was interrupted goes on from its checkpoint. Returns whether anything
     was made. Raises MissingError without examples, base or extra.
     """
+    if is_main():
+        for culture in ws.recipe.pick(cultures):
+            whose = recipes.SHARED if begin else culture.id
+            _tidy(ws.path("adapters", variants.name_of(whose, variant)))
     plan, base = planned(ws, force, cultures, variant, begin)
     if not plan:
         return False
@@ -296,11 +307,20 @@ def _finish(
     rate = review.told(review.error_rate(ws, all_examples(ws, sorted(whose))))
     about = card(recipe, culture, manifest, examples, evidence, rate)
     write_atomic(work / "README.md", about.encode())
-    checkpoint.drop(work)
-    (work / "inputs").unlink()
-    target, old = ws.path("adapters", wanted.name), ws.path("adapters", f".{wanted.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.replace(old)
-    work.replace(target)
-    shutil.rmtree(old, ignore_errors=True)
+    _put_in_use(work, ws.path("adapters", wanted.name))
+
+
+def _put_in_use(work: Path, target: Path) -> None:
+    """Put a finished adapter in its place, and only then let its checkpoints go.
+
+    So a kill at any moment leaves either what to go on from, or the finished adapter.
+    """
+    put_in_place(work, target)
+    _tidy(target)
+
+
+def _tidy(target: Path) -> None:
+    """Finish what a kill left of `_put_in_use`."""
+    put_back(target)
+    checkpoint.drop(target)
+    (target / "inputs").unlink(missing_ok=True)

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,26 @@ def test_chat_never_imports_torch_or_sklearn(trained: Path) -> None:
         [sys.executable, "-c", code], cwd=trained, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_two_batches_to_one_file_are_told_of_each_other(trained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    asked = "".join(json.dumps({"id": n, "prompt": f"Question {n}?"}) + "\n" for n in range(40))
+    (tmp_path / "in.jsonl").write_text(asked)
+    words = ["chat", "--batch", str(tmp_path / "in.jsonl"), "-o", str(out), "--max-tokens", "20"]
+    first = subprocess.Popen(
+        [sys.executable, "-c", "from cmgr.cli.app import main; main()", *words],
+        cwd=trained,
+        stderr=subprocess.PIPE,
+    )
+    while not out.exists() and first.poll() is None:
+        time.sleep(0.01)
+    second = cmgr(*words, cwd=trained)
+    assert second.returncode == 1 and "in use by `cmgr chat --batch`" in second.stderr
+    assert f"process {first.pid}" in second.stderr
+    first.communicate()
+    assert first.returncode == 0 and len(out.read_text().splitlines()) == 40
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
 
 
 @pytest.mark.parametrize(
