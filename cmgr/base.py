@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +28,7 @@ class Base:
     reference: str
     gguf: Path
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """A hash of size, header and 64 blocks over the file: quick also for many gigabytes."""
         size = self.gguf.stat().st_size

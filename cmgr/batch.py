@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from cmgr import locks
 from cmgr.base import resolve
-from cmgr.conversation import Routes, adapter_name, describe
+from cmgr.conversation import Routes, describe
 from cmgr.errors import CmgrError
-from cmgr.records import Answer, Decision, Message, json_lines, make_id
+from cmgr.records import Answer, Decision, Message, hash_file, json_lines, make_id
 from cmgr.runtime.batch import Batch, Job, Outcome
 from cmgr.runtime.llama import Model
 from cmgr.workspace import Progress, Workspace, append_lines, write_atomic
 
+VERSION = 1  # of what `made_from` is a hash of
 WINDOW = 1024  # prompts that are read and answered together
 
 
@@ -64,10 +66,11 @@ class Line(BaseModel):
 def parse(lines: Iterable[bytes]) -> list[tuple[str, Line | str]]:
     """Each line that is not blank, as (id, line), or (id, what is wrong with it).
 
-    A line without an id gets one from what it says, and its number among equal ones.
+    A line without an id gets one from what it says. Of lines with one id the first keeps it, and
+    no id that is made is one of the file's own.
     """
-    found: list[tuple[str, Line | str]] = []
-    seen: dict[str, int] = {}
+    found: list[tuple[str, bool, Line | str]] = []  # id, whether it is the line's own, line
+    own: set[str] = set()
     for number, raw in enumerate(lines, 1):
         if not raw.strip():
             continue
@@ -88,16 +91,22 @@ def parse(lines: Iterable[bytes]) -> list[tuple[str, Line | str]]:
             line = f"line {number}: not JSON"
         if name is None:
             digest = make_id("line", raw.decode("utf-8", "replace").strip())
-            seen[digest] = seen.get(digest, 0) + 1
-            name = digest if seen[digest] == 1 else f"{digest}-{seen[digest]}"
-        elif name in seen:
-            seen[name] += 1
-            line = f"line {number}: the id {name!r} stands twice"
-            name = f"{name}-{seen[name]}"
+            found.append((digest, False, line))
+        elif name in own:
+            found.append((name, False, f"line {number}: the id {name!r} stands twice"))
         else:
-            seen[name] = 1
-        found.append((name, line))
-    return found
+            own.add(name)
+            found.append((name, True, line))
+    taken, times = set(own), dict.fromkeys(own, 1)
+    named: list[tuple[str, Line | str]] = []
+    for name, is_own, line in found:
+        unique = name
+        while not is_own and unique in taken:
+            times[name] = times.get(name, 1) + 1
+            unique = f"{name}-{times[name]}"
+        taken.add(unique)
+        named.append((unique, line))
+    return named
 
 
 def run(
@@ -113,10 +122,10 @@ def run(
 ) -> tuple[int, int]:
     """Answer each line; returns how many lines there are, and how many failed.
 
-    `out` is a file, to which each answer is appended as it is finished, whose answers (without
-    error) are kept by id, and which at the end is in the order of the input; or a function that
-    is given each answer's JSON in that order. Raises CmgrError where another command writes to
-    the file, and says which.
+    `out` is a file, to which each answer is appended as it is finished, and which at the end is in
+    the order of the input; an answer that it holds (without error) is kept where its `made_from`
+    says that all that decides it is the same. Or it is a function that is given each answer's JSON
+    in that order. Raises CmgrError where another command writes to the file, and says which.
     """
     with locks.output(out, "cmgr chat --batch") if isinstance(out, Path) else nullcontext():
         return _run(ws, parse(lines), out, routes, max_tokens, temperature, seed, progress)
@@ -133,24 +142,33 @@ def _run(
     progress: Progress | None,
 ) -> tuple[int, int]:
     kept = _kept(out) if isinstance(out, Path) else {}
-    todo: list[tuple[str, Line]] = []
-    failed = 0
+    settings = _Settings(ws, max_tokens, temperature, seed)
+    decisions: dict[str, Decision | None] = {}
+    todo: list[_Turn] = []
+    failed = changed = undated = 0
     store = _Store(out, [name for name, _ in items])
     for name, line in items:
-        old = kept.get(name)
         if isinstance(line, str):
             store.put(Answer(id=name, prompt="", culture=None, adapter=None, error=line))
             failed += 1
-        elif old is not None and not old.error and _answers_it(old, line, routes):
-            store.have(old)
+            continue
+        turn = _decided(name, line, routes, decisions)
+        old = kept.get(name)
+        if old is None or old.error:
+            todo.append(turn)
+        elif old.made_from and old.made_from == settings.key(turn, old.usage):
+            store.have(_said_now(old, turn.record))
         else:
-            todo.append((name, line))
+            todo.append(turn)
+            changed += old.made_from is not None
+            undated += old.made_from is None
     if kept and isinstance(out, Path) and todo:
-        ws.say(f"{out}: {len(items) - len(todo) - failed} answers are there, {len(todo)} to go")
+        there = len(items) - len(todo) - failed
+        ws.say(f"{out}: {there} answers are there, {len(todo)} to go{_why(changed, undated)}")
     done = len(items) - len(todo)
     if progress and items:
         progress("chat", done, len(items))
-    for answer in _answers(ws, todo, routes, max_tokens, temperature, seed):
+    for answer in _answers(ws, todo, routes, settings):
         store.put(answer)
         failed += answer.error is not None
         done += 1
@@ -160,18 +178,102 @@ def _run(
     return len(items), failed
 
 
-def _answers_it(old: Answer, line: Line, routes: Routes) -> bool:
-    """Whether a kept answer is to this very line: its prompt, its choices, and who was to answer.
+def _why(changed: int, undated: int) -> str:
+    """Why answers that a file holds are made again."""
+    found = []
+    if changed:
+        found.append(f"{changed} of these have other settings now (prompt, adapters, length ...)")
+    if undated:
+        found.append(f"{undated} of these were answered by a version that noted no settings")
+    return "".join(f"; {reason}" for reason in found)
 
-    What the router decided stands, as long as the router is still to decide.
-    """
-    if old.prompt != line.text or set(old.choice_probabilities or {}) != set(line.choices):
-        return False
-    wanted = _wanted(line)
-    if wanted is None and routes.routed:
-        return old.decided_by == "router"
-    scales = routes.scales(None) if wanted is None else wanted
-    return old.decided_by == "user" and old.adapter == adapter_name(scales)
+
+@dataclass
+class _Turn:
+    """A line, who answers it, and the record of its answer."""
+
+    line: Line
+    record: Answer
+    scales: dict[str, float]
+
+    @property
+    def messages(self) -> list[Message]:
+        return self.line.messages or [Message(role="user", content=self.line.text)]
+
+    @property
+    def stop(self) -> list[str]:
+        return [self.line.stop] if isinstance(self.line.stop, str) else self.line.stop
+
+
+def _decided(name: str, line: Line, routes: Routes, decisions: dict[str, Decision | None]) -> _Turn:
+    """Who answers a line; what was decided goes into its record."""
+    record = Answer(id=name, prompt=line.text, culture=None, adapter=None)
+    scales = _wanted(line)
+    if scales is not None:
+        describe(record, scales)
+        record.decided_by = "user"
+    else:
+        if line.text not in decisions:
+            decisions[line.text] = routes.decide(line.text)
+        scales = routes.choose(record, decisions[line.text])
+    return _Turn(line, record, scales)
+
+
+def _said_now(old: Answer, record: Answer) -> Answer:
+    """A kept answer with what the router says today."""
+    now = record.model_dump(include={"culture", "adapter", "probability", "probabilities"})
+    return old.model_copy(update=now)
+
+
+class _Settings:
+    """What the command says of every line, and the hash of all that decides an answer."""
+
+    def __init__(self, ws: Workspace, max_tokens: int, temperature: float, seed: int) -> None:
+        self.ws = ws
+        self.base = resolve(ws.recipe.base.model, ws.folder)
+        self.max_tokens, self.temperature, self.seed = max_tokens, temperature, seed
+        self._adapters: dict[str, str | None] = {}
+
+    def job(self, turn: _Turn) -> Job:
+        """A line as the batch runtime takes it."""
+        line = turn.line
+        return Job(
+            turn.messages,
+            turn.scales,
+            line.choices,
+            line.max_tokens or self.max_tokens,
+            self.temperature if line.temperature is None else line.temperature,
+            self.seed if line.seed is None else line.seed,
+            turn.stop,
+        )
+
+    def key(self, turn: _Turn, usage: Mapping[str, int]) -> str | None:
+        """The hash of all that decides a line's answer; None where an adapter is not there.
+
+        The context is in it by the room that it leaves after the prompt (`usage`, in tokens): one
+        that cuts no answer changes none. A seed counts only where something is sampled.
+        """
+        adapters = [(self._adapter(name), scale) for name, scale in turn.scales.items()]
+        if "prompt_tokens" not in usage or any(digest is None for digest, _ in adapters):
+            return None
+        job = self.job(turn)
+        room = self.ws.recipe.base.context - usage["prompt_tokens"] + 1
+        sampled = [job.temperature, job.seed] if job.temperature > 0 else []
+        written = [min(job.max_tokens, room), sampled, [text for text in job.stop if text]]
+        return make_id(
+            VERSION,
+            self.base.fingerprint,
+            sorted((str(digest), float(scale)) for digest, scale in adapters),
+            [(message.role, message.content) for message in job.messages],
+            list(job.choices) or written,
+            turn.record.decided_by,
+        )
+
+    def _adapter(self, name: str) -> str | None:
+        if name not in self._adapters:
+            path = self.ws.path("adapters", name, "adapter.gguf")
+            self._adapters[name] = hash_file(path) if path.is_file() else None
+        return self._adapters[name]
 
 
 def _wanted(line: Line) -> dict[str, float] | None:
@@ -184,79 +286,39 @@ def _wanted(line: Line) -> dict[str, float] | None:
 
 
 def _answers(
-    ws: Workspace,
-    todo: list[tuple[str, Line]],
-    routes: Routes,
-    max_tokens: int,
-    temperature: float,
-    seed: int,
+    ws: Workspace, todo: list[_Turn], routes: Routes, settings: _Settings
 ) -> Iterator[Answer]:
     """The answers of lines, in whatever order they are finished."""
     if not todo:
         return
-    settings = ws.recipe.base
-    model = Model(resolve(settings.model, ws.folder))
+    model = Model(settings.base)
     batch: Batch | None = None
-    decisions: dict[str, Decision | None] = {}
     try:
         for start in range(0, len(todo), WINDOW):
-            jobs: list[Job] = []
-            records: list[Answer] = []
-            lines: list[Line] = []
-            for name, line in todo[start : start + WINDOW]:
-                record = Answer(id=name, prompt=line.text, culture=None, adapter=None)
+            turns: list[_Turn] = []
+            for turn in todo[start : start + WINDOW]:
                 try:
-                    scales = _scales(model, routes, line, record, decisions)
+                    routes.load(model, turn.scales)
                 except CmgrError as error:
-                    record.error = str(error)
-                    yield record
-                    continue
-                stop = [line.stop] if isinstance(line.stop, str) else line.stop
-                messages = line.messages or [Message(role="user", content=line.text)]
-                jobs.append(
-                    Job(
-                        messages,
-                        scales,
-                        line.choices,
-                        line.max_tokens or max_tokens,
-                        temperature if line.temperature is None else line.temperature,
-                        seed if line.seed is None else line.seed,
-                        stop,
-                    )
-                )
-                records.append(record)
-                lines.append(line)
-            if jobs:
-                batch = batch or Batch(model, settings.context, settings.cache_mb)
-                for number, outcome in batch.run(jobs):
-                    yield _finished(records[number], lines[number], outcome)
+                    turn.record.error = str(error)
+                    yield turn.record
+                else:
+                    turns.append(turn)
+            if turns:
+                batch = batch or Batch(model, ws.recipe.base.context, ws.recipe.base.cache_mb)
+                for number, outcome in batch.run([settings.job(turn) for turn in turns]):
+                    answer = _finished(turns[number], outcome)
+                    if not answer.error:
+                        answer.made_from = settings.key(turns[number], answer.usage)
+                    yield answer
     finally:
         if batch is not None:
             batch.close()
         model.close()
 
 
-def _scales(
-    model: Model,
-    routes: Routes,
-    line: Line,
-    record: Answer,
-    decisions: dict[str, Decision | None],
-) -> dict[str, float]:
-    """Who answers a line; what was decided goes into its record. Raises CmgrError."""
-    scales = _wanted(line)
-    if scales is not None:
-        describe(record, scales)
-        record.decided_by = "user"
-    else:
-        if line.text not in decisions:
-            decisions[line.text] = routes.decide(line.text)
-        scales = routes.choose(record, decisions[line.text])
-    routes.load(model, scales)
-    return scales
-
-
-def _finished(record: Answer, line: Line, outcome: Outcome) -> Answer:
+def _finished(turn: _Turn, outcome: Outcome) -> Answer:
+    record, line = turn.record, turn.line
     record.response, record.usage, record.error = outcome.response, outcome.usage, outcome.error
     if outcome.choice_logprobs is not None:
         sums = np.array(outcome.choice_logprobs)

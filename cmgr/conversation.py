@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cmgr.router import Router
 
 MODES = ("auto", "base", "blend")
+_BASE_ANSWERS = "the base answers"
 SWITCH = 0.2  # how far another culture must lead the thread's own to take it over
 
 
@@ -68,33 +69,34 @@ class Routes:
     def scales(self, decision: Decision | None, thread: str | None = None) -> dict[str, float]:
         """The adapters for a turn; {} is the bare base.
 
-        `thread` is the culture that answered before: a turn that names none stays with it, and
-        another one takes over only with a lead of 0.2.
+        A routed culture that has no adapter yet is left out (said once), and the rest of a blend is
+        scaled to 1. `thread` is the culture that answered before: a turn that names none stays with
+        it, and another one takes over only with a lead of 0.2.
         """
         if self.mode == "base":
             return {}
         if decision is None:
             return self.blend or {self.mode: 1.0}
         if self.mode == "blend":
-            found = {c: decision.probabilities[c] for c in decision.cultures}
-            return {c: round(p / sum(found.values()), 4) for c, p in found.items()}
+            there = [c for c in decision.cultures if self.has_adapter(c)]
+            self._tell_missing(decision.cultures, "the others answer" if there else _BASE_ANSWERS)
+            total = sum(decision.probabilities[c] for c in there)
+            return {c: round(decision.probabilities[c] / total, 4) for c in there}
         culture = decision.culture
         if thread in decision.probabilities and culture != thread:
             lead = decision.probability - decision.probabilities[thread]
             if culture is None or lead < SWITCH:
                 culture = thread
+        if culture and not self.has_adapter(culture):
+            self._tell_missing([culture], _BASE_ANSWERS)
+            culture = None
         return {culture: 1.0} if culture else {}
 
     def choose(
         self, answer: Answer, decision: Decision | None, thread: str | None = None
     ) -> dict[str, float]:
-        """The scales for a turn, without routed cultures that have no adapter yet (said once).
-
-        What was decided goes into `answer`.
-        """
+        """The scales for a turn; what was decided goes into `answer`."""
         scales = self.scales(decision, thread)
-        if decision is not None:
-            scales = {c: s for c, s in scales.items() if not self.missing(c)}
         describe(answer, scales)
         answer.decided_by = "user"
         if decision is not None:
@@ -108,17 +110,26 @@ class Routes:
     def load(self, model: Model, cultures: Iterable[str]) -> None:
         """Initialise the adapters of cultures. Raises UsageError, MissingError, CmgrError."""
         for culture in cultures:
+            if culture in model.adapters:
+                continue
             self.ws.check_adapter(culture)
             model.load_adapter(culture, self.ws.path("adapters", culture))
 
-    def missing(self, culture: str) -> bool:
-        """Whether a culture has no adapter yet; says so once."""
-        if self.ws.path("adapters", culture, "adapter.gguf").is_file():
-            return False
-        if culture not in self._told:
-            self._told.add(culture)
-            self.ws.say(f"no adapter for {culture} yet (cmgr train); the base answers")
-        return True
+    def has_adapter(self, culture: str) -> bool:
+        """Whether a culture's adapter has been trained."""
+        return self.ws.path("adapters", culture, "adapter.gguf").is_file()
+
+    def with_adapter(self, cultures: Iterable[str]) -> list[str]:
+        """Those of these cultures that can be asked; the others are said, once."""
+        asked = list(cultures)
+        self._tell_missing(asked, "it is left out")
+        return [culture for culture in asked if self.has_adapter(culture)]
+
+    def _tell_missing(self, cultures: Iterable[str], instead: str) -> None:
+        for culture in cultures:
+            if culture not in self._told and not self.has_adapter(culture):
+                self._told.add(culture)
+                self.ws.say(f"no adapter for {culture} yet (cmgr train); {instead}")
 
 
 def named(mode: str, blend: Mapping[str, float] | None) -> list[str]:
@@ -219,8 +230,11 @@ class Conversation:
 
     def messages(self) -> list[Message]:
         """The thread as the model sees it: the system message and the turns in the context."""
+        return self._messages(self._first)
+
+    def _messages(self, first: int) -> list[Message]:
         found = [Message(role="system", content=self.system)] if self.system else []
-        for answer in self.answers[self._first :]:
+        for answer in self.answers[first:]:
             found.append(Message(role="user", content=answer.prompt))
             found.append(Message(role="assistant", content=answer.response))
         return found
@@ -263,27 +277,33 @@ class Conversation:
         self.system = str(getattr(self.last, "system", "") or "")
         return len(self.answers)
 
-    def _fitted(self, text: str, max_tokens: int) -> list[Message]:
-        """The prompt of the next turn; where it is too long, without the oldest turns."""
+    def _fitted(self, text: str, max_tokens: int) -> tuple[list[Message], int]:
+        """The prompt of the next turn, where it is too long without the oldest turns; and the first
+        turn that is in it.
+        """
         room = self.ws.recipe.base.context
         room -= min(max_tokens, room // 4) + len(self.runtime.model.invocation)
         turn = Message(role="user", content=text)
-        prompt = [*self.messages(), turn]
-        before = self._first
+        first = self._first
+        prompt = [*self._messages(first), turn]
         if len(self.runtime.prompt_tokens(prompt)) > room:
             # some slack, so that the next turn need not drop (and read again) at once
             while (
-                self._first < len(self.answers)
+                first < len(self.answers)
                 and len(self.runtime.prompt_tokens(prompt)) > room * 3 // 4
             ):
-                self._first += 1
-                prompt = [*self.messages(), turn]
-        if self._first > before:
+                first += 1
+                prompt = [*self._messages(first), turn]
+        return prompt, first
+
+    def _leave_out(self, first: int) -> None:
+        """From now on the thread begins with this turn, as far as the model sees it."""
+        if first > self._first:
+            self._first = first
             self.ws.say(
                 f"the context of {self.ws.recipe.base.context} tokens is full: the oldest "
-                f"{self._first} turn(s) are left out from now on"
+                f"{first} turn(s) are left out from now on"
             )
-        return prompt
 
     # -- asking ------------------------------------------------------------------------------
 
@@ -317,15 +337,13 @@ class Conversation:
         """
         decision = self.routes.router().decide(text)
         cultures = decision.cultures or [c.id for c in self.ws.recipe.cultures]
-        for culture in [None, *cultures]:
-            if culture and self.routes.missing(culture):
-                continue
+        for culture in [None, *self.routes.with_adapter(cultures)]:
             scales = {culture: 1.0} if culture else {}
             answer = self._record(text)
             describe(answer, scales)
             answer.probability = decision.probabilities.get(culture or "", decision.probability)
             answer.probabilities = decision.probabilities
-            for _ in self._stream(answer, scales, max_tokens, temperature, seed):
+            for _ in self._stream(answer, scales, max_tokens, temperature, seed, apart=True):
                 pass
             yield answer
 
@@ -345,15 +363,18 @@ class Conversation:
         max_tokens: int,
         temperature: float,
         seed: int,
+        apart: bool = False,
     ) -> Iterator[str]:
+        """Write an answer; one that is `apart` from the thread does not move what is in context."""
         self.routes.load(self.runtime.model, scales)
 
         def usage(tokens: dict[str, int], timings: dict[str, float]) -> None:
             answer.usage, answer.timings = tokens, timings
 
         said: list[str] = []
+        prompt, first = self._fitted(answer.prompt, max_tokens)
         stream = self.runtime.generate(
-            self._fitted(answer.prompt, max_tokens),
+            prompt,
             scales,
             max_tokens=max_tokens,
             temperature=temperature,
@@ -362,6 +383,8 @@ class Conversation:
         )
         try:
             for piece in stream:
+                if not said and not apart:  # a turn that is refused moves nothing
+                    self._leave_out(first)
                 said.append(piece)
                 yield piece
         finally:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -19,6 +20,12 @@ def make_id(*parts: Any) -> str:
     """A stable 16-digit id of what made a record (any JSON values)."""
     text = json.dumps(parts, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def hash_file(path: Path) -> str:
+    """The SHA-256 of what a file holds. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def now() -> str:
@@ -139,7 +146,7 @@ class Answer(Record):
 
     `adapter` names what was on (`japan`, or `japan=0.6,brazil=0.4`), `culture` the strongest of
     it; `decided_by` says who chose: the user, the router, or the thread (a follow-up that names no
-    culture).
+    culture). `made_from` is of a batch: a hash of all that decides the answer.
     """
 
     id: str
@@ -156,3 +163,4 @@ class Answer(Record):
     usage: dict[str, int] = {}
     timings: dict[str, float] = {}
     error: str | None = None
+    made_from: str | None = None

@@ -5,42 +5,72 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 RESAMPLED = 1000
+NORMAL = 1.959964  # 95% of a normal law lie within so many standard deviations
 
 
 def wilson(right: float, n: float) -> tuple[float, float]:
     """The 95% Wilson score interval of a proportion (Wilson, 1927); (0, 1) for no items."""
-    if n == 0:
-        return 0.0, 1.0
-    z = 1.959964
-    p, q = right / n, z * z / n
-    middle = (p + q / 2) / (1 + q)
-    half = z / (1 + q) * math.sqrt(p * (1 - p) / n + q / (4 * n))
-    # rounding must not leave the share itself outside
-    return max(0.0, min(p, middle - half)), min(1.0, max(p, middle + half))
+    return _score_interval(right / n, n, NORMAL) if n else (0.0, 1.0)
+
+
+def _score_interval(share: float, n: float, critical: float) -> tuple[float, float]:
+    """Wilson's interval with another critical value; it holds the share whatever is rounded."""
+    q = critical * critical / n
+    middle = (share + q / 2) / (1 + q)
+    half = critical / (1 + q) * math.sqrt(share * (1 - share) / n + q / (4 * n))
+    return max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))
 
 
 def grouped_wilson(rights: Sequence[bool], groups: Sequence[str]) -> tuple[float, float]:
-    """Wilson's 95% interval of a share of items of which those of one group are no independent
-    evidence: with as many items as would, independent, vary so little (Kish's design effect, 1965).
+    """Wilson's 95% interval of a share of items, where items of one group are not independent.
 
-    Of groups of one item it is Wilson's own.
+    It counts as many items as would, if independent, vary so little (Kish's design effect, 1965).
+    That effect is estimated from G groups: the variance between them has the factor G / (G - 1),
+    and t with G - 1 degrees of freedom replaces the normal quantile (Korn and Graubard, 1998; Dean
+    and Pagano, 2015). Where every group is all right or all wrong and all are of one size, a group
+    is an item, and the interval is Wilson's own. One mixed group says nothing of others: (0, 1).
     """
     n, sizes, hits = len(rights), Counter(groups), Counter[str]()
     for right, group in zip(rights, groups, strict=True):
         hits[group] += bool(right)
-    share = sum(hits.values()) / n
+    share, count = sum(hits.values()) / n, len(sizes)
+    alike = all(hits[group] in (0, size) for group, size in sizes.items())
+    if alike and (share in (0, 1) or len(set(sizes.values())) == 1):
+        return _score_interval(share, count, NORMAL)
+    if count == 1:
+        return 0.0, 1.0
     spread = math.fsum((hits[group] - share * size) ** 2 for group, size in sizes.items())
-    if 0 < share < 1 and len(sizes) > 1:
-        effective = min(n, n**2 * share * (1 - share) / spread) if spread else n
-    else:  # nothing tells how much groups vary: each counts once
-        effective = len(sizes)
-    return wilson(share * effective, effective)
+    spread *= count / (count - 1)
+    effective = min(n, n**2 * share * (1 - share) / spread) if spread else n
+    return _score_interval(share, effective, t_critical(count - 1))
+
+
+@cache
+def t_critical(df: int) -> float:
+    """The 97.5% quantile of Student's t with `df` degrees of freedom.
+
+    By bisection of its distribution, a finite sum (Abramowitz and Stegun, 26.7.3 and 26.7.4).
+    """
+    low, high = 1.9, 13.0  # 12.7 for one degree, 1.96 for many
+    odd = df % 2
+    steps = np.arange(1 + odd, df - 2, 2, dtype=np.float64)
+    while high - low > 1e-12 * high:
+        value = (low + high) / 2
+        angle = math.atan(value / math.sqrt(df))
+        terms = np.cumprod(steps / (steps + 1) * math.cos(angle) ** 2)
+        inside = math.sin(angle) * (1 + float(terms.sum()))
+        if odd:
+            more = math.cos(angle) * inside if df > 1 else 0.0
+            inside = (angle + more) * 2 / math.pi
+        low, high = (low, value) if inside > 0.95 else (value, high)
+    return high
 
 
 def kappa(one: Sequence[str], two: Sequence[str]) -> float | None:
@@ -105,23 +135,36 @@ class Resampled:
     def __init__(self, groups: Sequence[str], seed: int, times: int = RESAMPLED) -> None:
         places: dict[str, int] = {}
         of_item = np.array([places.setdefault(g, len(places)) for g in groups], dtype=np.intp)
+        self.groups = len(places)
         drawn = np.random.default_rng(seed).integers(len(places), size=(times, len(places)))
         counts = np.zeros((times, len(places)), dtype=np.float32)
         np.add.at(counts, (np.arange(times)[:, None], drawn), 1)
         self.weights = counts[:, of_item]  # (times, items)
 
     def mean(self, values: Sequence[float] | NDArray[Any]) -> tuple[float, float]:
-        """The 95% percentile interval of the mean of one value per item."""
-        found = self.weights @ np.asarray(values, dtype=np.float32) / self.weights.sum(axis=1)
-        return _middle(found)
+        """The 95% interval of the mean of one value per item; values are between -1 and 1."""
+        known = np.asarray(values, dtype=np.float64)
+        found = self.weights @ known.astype(np.float32) / self.weights.sum(axis=1)
+        return self._interval(found, float(known.mean()), -1.0)
 
     def macro_f1(self, pairs: NDArray[np.intp], labels: int) -> tuple[float, float]:
-        """The 95% percentile interval of macro-F1; `pairs` are (items, 2): truth, said."""
+        """The 95% interval of macro-F1; `pairs` are (items, 2): truth, said."""
         cells = np.zeros((len(pairs), labels * labels), dtype=np.float32)
         cells[np.arange(len(pairs)), pairs[:, 0] * labels + pairs[:, 1]] = 1
-        return _middle(macro_f1((self.weights @ cells).reshape(-1, labels, labels)))
+        found = macro_f1((self.weights @ cells).reshape(-1, labels, labels))
+        whole = cells.sum(axis=0, dtype=np.float64).reshape(labels, labels)
+        return self._interval(found, float(macro_f1(whole)), 0.0)
 
+    def _interval(self, drawn: NDArray[Any], found: float, least: float) -> tuple[float, float]:
+        """The percentile interval around what was found, as wide as so few groups need.
 
-def _middle(values: NDArray[Any]) -> tuple[float, float]:
-    low, high = np.quantile(values, [0.025, 0.975])
-    return float(low), float(high)
+        Draws of G groups vary too little by sqrt((G - 1) / G), and their law is t's with G - 1
+        degrees of freedom, not the normal one (Hesterberg, 2015, on why the bootstrap's percentile
+        interval is too narrow). One group says nothing of others: from `least` to 1.
+        """
+        if self.groups == 1:
+            return least, 1.0
+        wider = t_critical(self.groups - 1) / NORMAL * math.sqrt(self.groups / (self.groups - 1))
+        low, high = np.quantile(drawn, [0.025, 0.975])
+        low, high = (found + wider * min(0.0, low - found), found + wider * max(0.0, high - found))
+        return max(least, float(low)), min(1.0, float(high))

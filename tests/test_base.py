@@ -55,3 +55,13 @@ def test_the_fingerprint_sees_a_changed_byte(tmp_path: Path) -> None:
     data[-1] = 1
     path.write_bytes(data)
     assert Base("a", path).fingerprint != before
+
+
+def test_the_fingerprint_is_read_once(tmp_path: Path) -> None:
+    path = tmp_path / "a.gguf"
+    path.write_bytes(bytes(3_000_000))
+    base = Base("a", path)
+    first = base.fingerprint
+    path.unlink()
+    assert base.fingerprint == first
+    assert base == Base("a", path)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +18,13 @@ from hypothesis import strategies as st
 
 from cmgr import batch as files
 from cmgr.base import resolve
+from cmgr.conversation import Routes
 from cmgr.records import Message
 from cmgr.runtime import Runtime
 from cmgr.runtime.batch import Batch, Job, Outcome
 from cmgr.runtime.choices import encode_choices
 from cmgr.runtime.text import Writer
+from cmgr.workspace import Workspace
 
 PLACES = ["Osaka", "Japan City", "Salvador", "Brazil City", "Hamburg", "Germany City"]
 ASKED = ["How is a waiter tipped?", "How do people greet at a first meeting?", "Who pays?"]
@@ -187,6 +191,27 @@ def test_lines_that_cannot_be_answered_are_said() -> None:
     assert [name for name, _ in files.parse(lines)] == names
 
 
+IDS = st.one_of(
+    st.none(), st.integers(1, 2), st.sampled_from(["a", "a-2", "a-2-2", "a-3", "1", "1-2"])
+)
+
+
+@given(st.lists(st.tuples(IDS, st.sampled_from(["x", "y", ""])), max_size=12))
+def test_every_line_has_an_id_of_its_own(lines: list[tuple[str | int | None, str]]) -> None:
+    """Also where lines bear ids that are made for others: the first to bear an id keeps it."""
+    made = [name for name, _ in files.parse([b'{"prompt": "x"}'] * 2)]
+    whole = [{"prompt": text} | ({} if i is None else {"id": i}) for i, text in lines]
+    whole += [{"id": name, "prompt": "x"} for name in made]
+    raw = [json.dumps(line).encode() for line in whole]
+    names = [name for name, _ in files.parse(raw)]
+    assert len(set(names)) == len(names) == len(whole)
+    given = [str(line["id"]) if "id" in line else None for line in whole]
+    for number, name in enumerate(given):
+        if name is not None and name not in given[:number]:
+            assert names[number] == name
+    assert [name for name, _ in files.parse(raw)] == names
+
+
 def write(path: Path, lines: list[object]) -> Path:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return path
@@ -234,6 +259,141 @@ def test_a_file_is_answered_in_order_and_completed_by_id(trained: Path, tmp_path
     assert {a["adapter"] for a in answers(out.read_text())} == {None, "japan=0.5"}
     piped = cmgr(*words[:1], "--batch", "-", "--base", cwd=trained, stdin=source.read_text())
     assert [a["id"] for a in answers(piped.stdout)] == ["r", "b", "c", "m", "n"]
+
+
+@pytest.fixture
+def own(trained: Path, tmp_path: Path) -> Iterator[tuple[Workspace, list[str]]]:
+    """A copy of the trained workspace, and what it says."""
+    said: list[str] = []
+    yield Workspace(Path(shutil.copytree(trained, tmp_path / "ws")), said.append), said
+
+
+def kept_ids(
+    ws: Workspace, lines: list[dict[str, object]], out: Path, mode: str = "auto", **settings: float
+) -> set[str]:
+    """Answer the lines; the ids of those whose answers were kept (which bear a mark)."""
+    raw = [json.dumps(line).encode() for line in lines]
+    files.run(ws, raw, out, Routes(ws, mode), **{"max_tokens": 4, **settings})  # type: ignore[arg-type] # floats that are whole
+    found = answers(out.read_text())
+    assert [a["id"] for a in found][: len(lines)] == [line["id"] for line in lines]
+    write(out, [{**answer, "mark": 1} for answer in found])
+    return {str(a["id"]) for a in found[: len(lines)] if a.get("mark")}
+
+
+PLAIN: dict[str, object] = {"prompt": "How do people greet in Japan?"}
+THREAD: dict[str, object] = {
+    "messages": [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "Hi"},
+        {"role": "user", "content": "How do people greet in Japan?"},
+    ]
+}
+
+
+def turns(number: int, content: str) -> dict[str, object]:
+    changed = json.loads(json.dumps(THREAD))
+    changed["messages"][number]["content"] = content
+    return changed  # type: ignore[no-any-return] # of json
+
+
+CHANGES: dict[str, tuple[dict[str, object], dict[str, object]]] = {
+    "same": (PLAIN, PLAIN),
+    "same thread": (THREAD, THREAD),
+    "same length, named": (PLAIN, {**PLAIN, "max_tokens": 4}),
+    "same, seed of no use": (PLAIN, {**PLAIN, "seed": 7}),
+    "same choices": ({**PLAIN, "choices": ["a", "b"]}, {**PLAIN, "choices": ["a", "b"]}),
+    "same, length of no use": (
+        {**PLAIN, "choices": ["a", "b"]},
+        {**PLAIN, "choices": ["a", "b"], "max_tokens": 9, "temperature": 1.0},
+    ),
+    "prompt": (PLAIN, {"prompt": "How do people greet in  Japan?"}),
+    "system": (THREAD, turns(0, "Be long.")),
+    "earlier turn": (THREAD, turns(1, "Good day")),
+    "earlier answer": (THREAD, turns(2, "Yes?")),
+    "no earlier turns": (THREAD, PLAIN),
+    "temperature": (PLAIN, {**PLAIN, "temperature": 0.7}),
+    "seed": ({**PLAIN, "temperature": 0.7}, {**PLAIN, "temperature": 0.7, "seed": 7}),
+    "longer": (PLAIN, {**PLAIN, "max_tokens": 5}),
+    "stop": (PLAIN, {**PLAIN, "stop": ["xyz"]}),
+    "choices": ({**PLAIN, "choices": ["a", "b"]}, {**PLAIN, "choices": ["a", "c"]}),
+    "culture": ({**PLAIN, "culture": "japan"}, {**PLAIN, "culture": "brazil"}),
+    "scale": ({**PLAIN, "blend": {"japan": 0.6}}, {**PLAIN, "blend": {"japan": 0.5}}),
+    "blend": ({**PLAIN, "blend": {"japan": 0.6}}, {**PLAIN, "culture": "japan"}),
+}
+
+
+@pytest.mark.model
+def test_an_answer_is_kept_only_where_all_that_decides_it_is_the_same(
+    own: tuple[Workspace, list[str]], tmp_path: Path
+) -> None:
+    ws, said = own
+    out = tmp_path / "out.jsonl"
+    first = [{"id": name, **line} for name, (line, _) in CHANGES.items()]
+    then = [{"id": name, **line} for name, (_, line) in CHANGES.items()]
+    assert kept_ids(ws, first, out) == set() and not said
+    same = {name for name in CHANGES if name.startswith("same")}
+    assert kept_ids(ws, then, out) == same
+    assert "6 answers are there, 13 to go" in said[-1]
+    assert "13 of these have other settings now" in said[-1]
+    # of the command: the length and the temperature of lines that name none
+    plain = [{"id": name, **CHANGES[name][1]} for name in ("same", "same choices", "longer")]
+    assert kept_ids(ws, plain, out) == {"same", "same choices", "longer"}
+    assert kept_ids(ws, plain, out, max_tokens=6) == {"same choices", "longer"}
+    assert kept_ids(ws, plain, out, max_tokens=6, temperature=0.7) == {"same choices"}
+
+
+@pytest.mark.model
+def test_another_adapter_or_router_makes_another_answer(
+    own: tuple[Workspace, list[str]], tmp_path: Path
+) -> None:
+    ws, said = own
+    out = tmp_path / "out.jsonl"
+    lines: list[dict[str, object]] = [
+        {"id": "japan", "prompt": "How do people greet in Japan?"},
+        {"id": "brazil", "prompt": "How do people greet in Brazil?"},
+        {"id": "base", "prompt": "How do people greet?", "culture": None},
+    ]
+    kept_ids(ws, lines, out)
+    # trained again
+    shutil.copy(ws.path("adapters", "brazil", "adapter.gguf"), ws.path("adapters", "japan"))
+    assert kept_ids(ws, lines, out) == {"brazil", "base"}
+    # gone: the router's choice falls to the base
+    shutil.rmtree(ws.path("adapters", "brazil"))
+    assert kept_ids(ws, lines, out) == {"japan", "base"}
+    by = {a["id"]: a for a in answers(out.read_text())}
+    assert by["brazil"]["adapter"] is None and by["brazil"]["response"]
+    # a kept answer bears what the router says now
+    write(out, [{**a, "probability": 0.1} for a in by.values()])
+    assert kept_ids(ws, lines, out) == {"japan", "brazil", "base"}
+    assert all(a["probability"] != 0.1 for a in answers(out.read_text()) if a["id"] != "base")
+    # of a version that noted no settings
+    write(
+        out, [{k: v for k, v in a.items() if k not in {"made_from", "mark"}} for a in by.values()]
+    )
+    assert kept_ids(ws, lines, out) == set()
+    assert "3 of these were answered by a version that noted no settings" in said[-1]
+
+
+@pytest.mark.model
+def test_a_larger_context_answers_again_what_the_smaller_one_cut(
+    own: tuple[Workspace, list[str]], tmp_path: Path
+) -> None:
+    ws, _ = own
+    out = tmp_path / "out.jsonl"
+    lines: list[dict[str, object]] = [
+        {"id": "cut", "prompt": "Write a long story. " + "tea " * 200, "max_tokens": 60},
+        {"id": "whole", "prompt": "Hello", "max_tokens": 6},
+        {"id": "too long", "prompt": "tea " * 400, "max_tokens": 6},
+    ]
+    ws.recipe.base.context = 256
+    kept_ids(ws, lines, out, "base")
+    by = {str(a["id"]): a for a in answers(out.read_text())}
+    assert by["too long"]["error"] and not by["cut"]["error"]
+    assert kept_ids(ws, lines, out, "base") == {"cut", "whole"}
+    ws.recipe.base.context = 512
+    assert kept_ids(ws, lines, out, "base") == {"whole"}
+    assert not any(a["error"] for a in answers(out.read_text()))
 
 
 @pytest.mark.model

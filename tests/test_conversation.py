@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,10 +10,14 @@ import pytest
 
 from cmgr.conversation import Conversation, Routes, adapter_name, parse_blend
 from cmgr.errors import MissingError, UsageError
-from cmgr.records import Decision
+from cmgr.records import Answer, Decision, Message
 from cmgr.workspace import Workspace
 
 pytestmark = pytest.mark.model
+
+
+def say(text: str) -> list[Message]:
+    return [Message(role="user", content=text)]
 
 
 def ask(talk: Conversation, text: str, **settings: int) -> str:
@@ -66,6 +71,35 @@ def test_who_answers(
     assert routes.scales(said, thread) == scales
 
 
+@pytest.mark.parametrize(
+    ("mode", "probabilities", "scales"),
+    [
+        ("blend", {"japan": 0.9, "brazil": 0.6}, {"japan": 1.0}),
+        ("blend", {"japan": 0.9, "germany": 0.6, "brazil": 0.5}, {"japan": 0.6, "germany": 0.4}),
+        ("blend", {"brazil": 0.9, "japan": 0.1}, {}),
+        ("auto", {"brazil": 0.9, "japan": 0.6}, {}),
+    ],
+)
+def test_without_an_adapter_the_rest_of_a_blend_is_scaled_to_one(
+    trained: Path,
+    tmp_path: Path,
+    mode: str,
+    probabilities: dict[str, float],
+    scales: dict[str, float],
+) -> None:
+    folder = Path(shutil.copytree(trained, tmp_path / "ws"))
+    shutil.rmtree(folder / "adapters" / "brazil")
+    said: list[str] = []
+    routes = Routes(Workspace(folder, said.append), mode)
+    answer = Answer(id="1", prompt="", culture=None, adapter=None)
+    for _ in range(2):
+        assert routes.choose(answer, decision(**probabilities)) == scales
+    assert answer.adapter == adapter_name(scales)
+    (told,) = said
+    assert "no adapter for brazil yet" in told
+    assert ("the base answers" in told) == (not scales)
+
+
 def test_a_follow_up_stays_with_its_culture(talk: Conversation) -> None:
     ask(talk, "How do people greet in Brazil?")
     ask(talk, "and at a funeral?")
@@ -104,6 +138,43 @@ def test_compare_reads_the_turn_once_and_leaves_the_thread(talk: Conversation) -
     assert len(answers) >= 2 and all(a.response for a in answers)
     tokens = answers[0].usage["prompt_tokens"] - len(talk.runtime.model.invocation)
     assert [a.usage["cached_tokens"] for a in answers[1:]] == [tokens] * (len(answers) - 1)
+
+
+def test_compare_and_a_refused_turn_leave_the_window_where_it_is(trained: Path) -> None:
+    """A comparison that fits only without old turns, one stopped half-way, a turn too long.
+
+    The next turn is the same, to the token, as in a thread that had none of them.
+    """
+    notices: list[str] = []
+    turns = ["Tell me about tea.", "How do people greet in Japan?", "And at work?"]
+    said = []
+    for disturbed in (False, True):
+        ws = Workspace(trained, notices.append)
+        ws.recipe.base.context = 256
+        talk = Conversation(ws, log=False)
+        try:
+            for text in turns:
+                ask(talk, text)
+            before = talk.messages()
+            if disturbed:
+                long = "How do people greet? " * 36
+                for answer in talk.compare(long, max_tokens=4):
+                    assert answer.response  # and it took turns out of the context
+                    whole = talk.runtime.prompt_tokens([*before, *say(long)])
+                    assert answer.usage["prompt_tokens"] < len(whole)
+                stopped = talk.compare(long, max_tokens=4)
+                next(stopped)
+                stopped.close()
+                with pytest.raises(UsageError, match="context"):
+                    ask(talk, "word " * 400)
+                assert talk.messages() == before and len(talk.answers) == 3
+            ask(talk, "And at home?", max_tokens=12)
+            assert talk.last
+            said.append((talk.last.response, talk.last.adapter, talk.last.usage["prompt_tokens"]))
+            assert [m.content for m in talk.messages()][:-2] == [m.content for m in before]
+        finally:
+            talk.close()
+    assert said[0] == said[1] and not notices
 
 
 def test_a_full_context_drops_the_oldest_turns_with_one_notice(trained: Path) -> None:

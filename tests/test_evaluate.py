@@ -21,9 +21,9 @@ from sklearn.metrics import f1_score
 from cmgr import evaluate
 from cmgr.base import resolve
 from cmgr.errors import MissingError, UsageError
-from cmgr.evaluate import free, items, tables
+from cmgr.evaluate import bounds, free, items, tables
 from cmgr.evaluate.methods import METHODS, Methods
-from cmgr.evaluate.scores import PROMPTS, Question, Scores
+from cmgr.evaluate.scores import PROMPTS, Question, Score, Scores
 from cmgr.evaluate.tables import ALL, CONTESTED, Result
 from cmgr.recipe import Generator
 from cmgr.records import Example, Message
@@ -147,6 +147,78 @@ def test_tables_for_spreadsheets_and_papers() -> None:
     latex = tables.latex(rows, ["base", "routed"])
     assert r"50\% \& more\_|x & test & all & 4 & 0.00" in latex
     assert r"\textbf{1.00} [0.51, 1.00] \\" in latex
+
+
+# -- bounds -------------------------------------------------------------------------------------
+
+
+def own_results() -> list[Result]:
+    """A small model after training: right on what was trained, in any words, and on no new fact."""
+    return [
+        result(n, split=split, base="no", routed="no" if split == "fact" else "yes")
+        for n, split in enumerate(["fit", "wording", "fact"] * 4)
+    ]
+
+
+def test_a_bound_is_on_other_wordings_unless_it_names_a_split() -> None:
+    rows = list(tables.scores(own_results(), ["base", "routed"], 1))
+    (usual,) = bounds.check(rows, [bounds.parse("routed.accuracy=0.7")])
+    assert usual.holds and "hate, wording: other wordings of trained facts, n 4" in usual.text
+    for split, holds in (("fit", True), ("wording", True), ("fact", False)):
+        (one,) = bounds.check(rows, [bounds.parse(f"routed.macro_f1@{split}=0.5")])
+        assert one.holds == holds and f"hate, {split}" in one.text
+    assert not bounds.check(rows, [bounds.parse("base.accuracy=.1")])[0].holds
+    of_file = [result(n, base="yes") for n in range(4)]
+    rows = list(tables.scores(of_file, ["base"], 1))
+    (one,) = bounds.check(rows, [bounds.parse("base.accuracy=1")])
+    assert one.holds and "hate, test" in one.text
+    (one,) = bounds.check(rows, [bounds.parse("base.accuracy@contested=1.0")])
+    assert one.holds and "contested" in one.text
+
+
+def test_a_bound_is_on_each_task_and_on_all() -> None:
+    results = own_results() + [r.model_copy(update={"task": "other"}) for r in own_results()[2::3]]
+    rows = list(tables.scores(results, ["routed"], 1))
+    found = bounds.check(rows, [bounds.parse("routed.accuracy=0.7")])
+    assert [(c.holds, re.findall(r"\((\w+), (\w+)", c.text)[0]) for c in found] == [
+        (True, ("hate", "wording")),
+        (False, ("other", "fact")),
+        (True, ("all", "wording")),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("routed", "METHOD.accuracy=X"),
+        ("routed.accuracy", "METHOD.accuracy=X"),
+        ("routed.accuracy=x", "METHOD.accuracy=X"),
+        ("routd.accuracy=0.7", "no method routd: there are base, prompt, few-shot, shared"),
+        ("routed.f1=0.7", "no metric f1: there are accuracy, macro_f1"),
+        ("routed.accuracy@facts=0.7", "no split facts: there are fit, wording, fact, test, contes"),
+        ("routed.accuracy=70", "70 is above 1"),
+    ],
+)
+def test_a_wrong_bound_names_what_there_is(text: str, told: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(told)):
+        bounds.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("oracle.accuracy=0.7", "of the method oracle, only of base, routed"),
+        ("routed.macro_f1=0.7", "no macro_f1 of routed, only accuracy"),
+        ("routed.accuracy@test=0.7", "of the split test, only of fit, wording, fact"),
+    ],
+)
+def test_a_bound_on_what_was_not_asked_says_what_was(text: str, told: str) -> None:
+    results = [r.model_copy(update={"labels": []}) for r in own_results()]
+    for r in results:
+        r.contested = False
+    rows = list(tables.scores(results, ["base", "routed"], 1))
+    with pytest.raises(MissingError, match=re.escape(told)):
+        bounds.check(rows, [bounds.parse(text)])
 
 
 # -- free answers -------------------------------------------------------------------------------
@@ -515,6 +587,78 @@ def test_what_does_not_fit_is_left_out_for_all(shelf: Path) -> None:
 
 
 @model
+def test_what_did_not_fit_is_asked_again_in_a_larger_context(shelf: Path, tmp_path: Path) -> None:
+    """Also where an earlier version has kept the error under the same key."""
+    folder = Path(shutil.copytree(shelf, tmp_path / "ws"))
+    ws = Workspace(folder)
+    long = one_item(id="long", messages=[Message(role="user", content="tea " * 600)])
+    every = [one_item(), long]
+    ws.recipe.base.context = 256
+    found = evaluate.run(ws, "long", every, ["base"])
+    assert [r.id for r in found.results] == ["i"] and "too long" in found.notes[0]
+    kept = ws.read("eval/scores", Score)
+    assert kept and not any(score.error for score in kept)
+    base = resolve("smollm2")
+    able = Methods(ws, base, ["base"], every, [])
+    key = Scores(ws, base, {}).key(Question(able.asks(long, None)["base"], tuple(LABELS)))
+    ws.append("eval/scores", [Score(id=key, error="the prompt is too long: raise base.context")])
+    ws.recipe.base.context = 2048
+    found = evaluate.run(ws, "long", every, ["base"])
+    assert [r.id for r in found.results] == ["i", "long"] and not found.notes
+
+
+@model
+def test_an_answer_cut_by_the_context_is_written_anew_in_a_larger_one(
+    shelf: Path, tmp_path: Path
+) -> None:
+    ws = Workspace(Path(shutil.copytree(shelf, tmp_path / "ws")))
+    story = [Message(role="user", content="Write a long story on tea. " * 10)]
+    free_item = one_item(id="f", task="everyday", options=[], accepted=["tea"], messages=story)
+    said = []
+    for context in (128, 2048):
+        ws.recipe.base.context = context
+        (result,) = evaluate.run(ws, "cut", [free_item], ["base"]).results
+        said.append(result.said["base"])
+    assert len(said[1]) > len(said[0]) > 0
+
+
+@model
+def test_a_method_that_can_put_no_item_is_left_out_alone(shelf: Path, tmp_path: Path) -> None:
+    """Examples in the prompt that leave no room: the other methods go on, with every item."""
+    ws = Workspace(Path(shutil.copytree(shelf, tmp_path / "ws")))
+    ws.recipe.base.context = 256
+    examples = [
+        shot(n, "japan", "yes", messages=[Message(role="user", content="tea " * 200)])
+        for n in range(4)
+    ]
+    able = Methods(ws, resolve("smollm2"), ["base", "few-shot"], [one_item()], examples)
+    assert able.wanted == ["base", "few-shot"]
+    found = evaluate.run(ws, "shots", [one_item()], able)
+    assert [r.id for r in found.results] == ["i"] and found.methods == ["base"]
+    assert "too long" in found.lacking["few-shot"] and not found.notes
+
+
+@model
+def test_the_own_evaluation_tells_what_it_left_out_and_follows_the_context(
+    shelf: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(shelf, tmp_path / "ws"))
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    path = folder / "examples.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    held_out = next(row for row in rows if row["split"] == "fact" and row["stage"] == "task")
+    held_out["messages"][-1]["content"] += " tea" * 300
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for context, code, told in ((256, 4, ""), (256, 4, "eval: up to date"), (2048, 0, "")):
+        recipe["base"] = {"model": "smollm2", "context": context}
+        recipe["try_prompts"] = []
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+        done = cmgr("eval", cwd=folder)
+        assert done.returncode == code, done.stderr
+        assert ("too long" in done.stderr) == (code == 4) and told in done.stderr
+
+
+@model
 def test_free_answers_are_matched_and_judged(shelf: Path) -> None:
     """A judge that says yes to every second answer: its word counts, and agreement is told."""
     ws = Workspace(shelf)
@@ -587,6 +731,8 @@ def test_the_command(shelf: Path) -> None:
         (("--task", "hate"), 3, "no items"),
         (("--fail-under", "routed=0.7"), 2, "METHOD.accuracy=X"),
         (("--fail-under", "shared.macro_f1=0.7"), 3, "no macro_f1 of shared"),
+        (("--fail-under", "broad.accuracy=0.7"), 3, "broad is not evaluated here, only base, prom"),
+        (("--fail-under", "base.accuracy@test=0.7"), 3, "only of fit, wording, fact"),
         (("--csv", "--latex"), 2, "one of"),
         (("--methods", "base,no-broad", "--limit", "1"), 4, "cmgr train --variant no-broad"),
     ],

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest, permutation_test
+from scipy.stats import t as student
 from sklearn.metrics import cohen_kappa_score, f1_score
 
-from cmgr.stats import Resampled, grouped_wilson, kappa, macro_f1, sign_flip, wilson
+from cmgr.stats import Resampled, grouped_wilson, kappa, macro_f1, sign_flip, t_critical, wilson
 
 LABELS = st.integers(2, 6)
 
@@ -102,6 +105,93 @@ def test_a_grouped_interval_covers_the_truth_as_often_as_it_says() -> None:
     assert plain / 400 < 0.8
 
 
+@given(st.integers(1, 100_000))
+def test_the_t_quantile_is_scipys(df: int) -> None:
+    assert t_critical(df) == pytest.approx(float(student.ppf(0.975, df)), rel=1e-9)
+
+
+SIZES: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
+    "equal": lambda chance, groups: np.full(groups, 5),
+    "unequal": lambda chance, groups: chance.integers(1, 12, size=groups),
+}
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("groups", [8, 20, 120])
+def test_a_share_of_few_groups_is_covered_too(groups: int, sizes: str) -> None:
+    """Groups that differ a lot, somewhat, and hardly: 1,500 tables, standard error 0.006.
+
+    Of groups of unequal sizes fewer than G - 1 degrees of freedom are real: some less is covered.
+    """
+    chance = np.random.default_rng(groups)
+    covered = []
+    for one, other in ((0.6, 0.4), (3, 2), (60, 40)):  # beta laws with the mean 0.6
+        for _ in range(500):
+            size = SIZES[sizes](chance, groups)
+            names = [str(n) for n in np.repeat(np.arange(groups), size)]
+            hard = np.repeat(chance.beta(one, other, size=groups), size)
+            low, high = grouped_wilson(list(chance.random(len(hard)) < hard), names)
+            covered.append(low <= 0.6 <= high)
+    assert (0.94 if sizes == "equal" else 0.93) <= np.mean(covered) <= 0.985
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("groups", [8, 20, 120])
+def test_a_difference_of_few_groups_is_covered_too(groups: int, sizes: str) -> None:
+    """Gaps of 1, 0 and -1 with the mean 0.1 that differ between groups: 400 tables, or 150."""
+    chance = np.random.default_rng(groups)
+    covered = []
+    for seed in range(400 if groups < 100 else 150):
+        size = SIZES[sizes](chance, groups)
+        names = [str(n) for n in np.repeat(np.arange(groups), size)]
+        better = np.repeat(chance.uniform(-0.1, 0.3, size=groups), size)  # wins less losses
+        drawn = chance.random(len(better))
+        gaps = np.where(drawn < 0.25 + better / 2, 1, np.where(drawn < 0.5, -1, 0))
+        low, high = Resampled(names, seed).mean(gaps)
+        covered.append(low <= 0.1 <= high)
+    assert (0.925 if sizes == "equal" else 0.91) <= np.mean(covered) <= 0.985
+
+
+ITEMS = st.lists(st.tuples(st.integers(0, 2), st.sampled_from("abcdefgh")), min_size=1, max_size=30)
+
+
+@given(ITEMS, st.integers(0, 9))
+def test_an_interval_holds_what_was_found(items: list[tuple[int, str]], seed: int) -> None:
+    groups = [group for _, group in items]
+    rights = [value > 0 for value, _ in items]
+    share = sum(rights) / len(rights)
+    low, high = grouped_wilson(rights, groups)
+    assert 0 <= low <= share <= high <= 1
+    low, high = wilson(sum(rights), len(rights))
+    assert 0 <= low <= share <= high <= 1
+    gaps = [value - 1 for value, _ in items]
+    drawn = Resampled(groups, seed, times=20)
+    low, high = drawn.mean(gaps)
+    assert -1 <= low <= sum(gaps) / len(gaps) <= high <= 1
+    pairs = np.array([[value, (value + n) % 3] for n, (value, _) in enumerate(items)])
+    counts = np.zeros((3, 3))
+    np.add.at(counts, (pairs[:, 0], pairs[:, 1]), 1)
+    low, high = drawn.macro_f1(pairs, 3)
+    assert 0 <= low <= float(macro_f1(counts)) <= high <= 1
+
+
+def test_one_group_says_nothing_of_others() -> None:
+    assert grouped_wilson([True, False], ["a", "a"]) == (0, 1)
+    drawn = Resampled(["a", "a"], 1)
+    assert drawn.mean([1, 0]) == (-1, 1)
+    assert drawn.macro_f1(np.array([[0, 0], [1, 0]]), 2) == (0, 1)
+
+
+def of_groups(values: list[float], found: float, groups: int, least: float) -> tuple[float, float]:
+    """The percentile interval, its ends as much further off as t is wider than the normal law."""
+    if groups == 1:
+        return least, 1.0
+    wider = float(student.ppf(0.975, groups - 1)) / 1.959964 * np.sqrt(groups / (groups - 1))
+    low, high = np.quantile(values, [0.025, 0.975])
+    low, high = found + wider * min(0, low - found), found + wider * max(0, high - found)
+    return max(least, low), min(1.0, high)
+
+
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abc")), min_size=1))
 def test_kappa_is_scikit_learns(verdicts: list[tuple[str, str]]) -> None:
     one, two = [a for a, _ in verdicts], [b for _, b in verdicts]
@@ -122,8 +212,8 @@ def test_groups_are_drawn_whole(groups: list[str], seed: int, data: st.DataObjec
         assert (drawn.weights[:, number] == drawn.weights[:, groups.index(group)]).all()
     values = np.array(data.draw(st.lists(st.integers(-1, 1), min_size=len(groups))))[: len(groups)]
     means = [(w * values).sum() / w.sum() for w in drawn.weights.astype(float)]
-    known = np.quantile(means, [0.025, 0.975])
-    assert drawn.mean(values) == pytest.approx(tuple(known), abs=1e-5)
+    known = of_groups(means, float(values.mean()), len(names), -1.0)
+    assert drawn.mean(values) == pytest.approx(known, abs=2e-5)
 
 
 def test_an_interval_of_single_items_is_the_normal_one() -> None:
@@ -154,5 +244,6 @@ def test_the_interval_of_macro_f1_is_that_of_drawn_items(
     for weights in drawn.weights.astype(int):
         items = np.repeat(pairs, weights, axis=0)
         scores.append(f1_score(items[:, 0], items[:, 1], average="macro", zero_division=0))
-    known = np.quantile(scores, [0.025, 0.975])
-    assert drawn.macro_f1(pairs, labels) == pytest.approx(tuple(known), abs=1e-5)
+    found = f1_score(pairs[:, 0], pairs[:, 1], average="macro", zero_division=0)
+    known = of_groups(scores, found, len(pairs), 0.0)
+    assert drawn.macro_f1(pairs, labels) == pytest.approx(known, abs=2e-5)

@@ -22,16 +22,8 @@ from cmgr.cli.console import (
 from cmgr.workspace import Workspace, read_json
 
 if TYPE_CHECKING:
-    from cmgr.evaluate import Evaluation
     from cmgr.evaluate.items import Item
 
-SPLITS = {
-    "fit": "items as trained",
-    "wording": "other wordings of trained facts",
-    "fact": "facts never trained",
-    "test": "items of the file",
-    "contested": "items whose right answer depends on the culture",
-}
 WIDTH = 20  # of a bar, in columns
 
 
@@ -73,7 +65,11 @@ def command(
     ] = False,
     fail_under: Annotated[
         list[str] | None,
-        typer.Option(metavar="METHOD.METRIC=X", help="Exit 1 below it (repeatable)"),
+        typer.Option(
+            metavar="METHOD.METRIC[@SPLIT]=X",
+            help="Exit 1 where a task's accuracy or macro_f1 is below X (repeatable). SPLIT: fit, "
+            "wording, fact, test, contested [default: test with --data, else wording]",
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Compute every score again")] = False,
     json: JsonOption = False,
@@ -84,6 +80,7 @@ def command(
     """Score methods on held-out items, or on a benchmark's own files; run it again to go on."""
     from cmgr import evaluate
     from cmgr.errors import CmgrError, PartialError, UsageError
+    from cmgr.evaluate import bounds
 
     if sum((json, csv, markdown, latex)) > 1:
         raise UsageError("one of --json, --csv, --markdown, --latex")
@@ -91,9 +88,10 @@ def command(
         raise UsageError("--loader, --map and --part go with --data")
     if data is not None and task is None:
         raise UsageError("--data needs --task: what its items ask")
-    bounds = [_bound(text) for text in fail_under or []]
+    least = [bounds.parse(text) for text in fail_under or []]
     ws = Workspace.find(workspace, say)
     wanted = _methods(ws, methods)
+    bounds.check_methods(least, wanted)
     own = not (data or task or methods or culture or limit or seed != 1 or interference or judge)
     # without the lock where nothing can be written: scores that are kept can be read
     with ws.lock("cmgr eval", needed=False), progress() as tell:
@@ -101,7 +99,8 @@ def command(
             if not evaluate.build(ws, force, tell):
                 say("eval: up to date")
             manifest = read_json(ws.manifest_path("eval")) or {}
-            rows, shown, troubled = manifest["table"], manifest["methods"], False
+            rows, shown = manifest["table"], manifest["methods"]
+            troubled = _tell(manifest.get("lacking", {}), manifest.get("notes", []))
         else:
             name, items, notes = _items(ws, task, data, loader, map_, part, culture)
             from cmgr.evaluate.items import limited
@@ -118,21 +117,16 @@ def command(
                 progress=tell,
             )
             rows, shown = found.rows, found.methods
-            troubled = _tell(found, notes)
+            troubled = _tell(found.lacking, [*notes, *found.notes])
     _show(rows, shown, json, csv, markdown, latex)
-    if failing := evaluate.failing(rows, bounds):
-        raise CmgrError("\n".join(failing))
+    checked = bounds.check(rows, least)
+    for one in checked:
+        if one.holds:
+            say(f"--fail-under: {one.text}")
+    if failing := [one.text for one in checked if not one.holds]:
+        raise CmgrError("--fail-under: " + "\n".join(failing))
     if troubled:
-        raise PartialError("a part could not be evaluated; the rest stands above")
-
-
-def _bound(text: str) -> tuple[str, str, float]:
-    from cmgr.errors import UsageError
-
-    found = re.fullmatch(r"([a-z-]+)\.(accuracy|macro_f1)=(\d*\.?\d+)", text)
-    if not found:
-        raise UsageError(f"--fail-under {text!r}: write METHOD.accuracy=X or METHOD.macro_f1=X")
-    return found[1], found[2], float(found[3])
+        raise PartialError("a part could not be evaluated; the rest is above")
 
 
 def _methods(ws: Workspace, text: str | None) -> list[str]:
@@ -180,10 +174,9 @@ def _items(
     return name, found, [f"{count} rows left out: {why}" for why, count in left_out.most_common()]
 
 
-def _tell(found: Evaluation, notes: list[str]) -> bool:
+def _tell(lacking: dict[str, str], notes: list[str]) -> bool:
     """Say what could not be evaluated; returns whether there was any."""
-    lines = [f"{method} left out: {why}" for method, why in found.lacking.items()]
-    lines += [*notes, *found.notes]
+    lines = [*(f"{method} left out: {why}" for method, why in lacking.items()), *notes]
     for line in lines:
         say(line)
     return bool(lines)
@@ -238,6 +231,8 @@ def _bars(whole: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:
     """A method a line, over all cultures."""
     if not whole:
         return
+    from cmgr.evaluate.tables import SPLITS
+
     task, split, n = (whole[0][key] for key in ("task", "split", "n"))
     paired = {
         row["against"]: row

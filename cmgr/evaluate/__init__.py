@@ -7,6 +7,7 @@ facts never trained (`fact`) are reported apart.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,12 +32,11 @@ __all__ = [
     "Evaluation",
     "build",
     "default_methods",
-    "failing",
     "own_items",
     "run",
 ]
 
-VERSION = 3
+VERSION = 4
 OWN = "workspace"  # the name of the evaluation of a workspace's own items
 
 
@@ -74,9 +74,9 @@ def run(
 
     `methods` are their names, or what has been made of them for these items. Scores are kept by
     model, adapters and prompt, as they come: what was scored before, for any method, is not
-    computed again. A method whose adapter is missing is left out (`lacking`), and an item that does
-    not fit the context is left out for all. Raises MissingError where there are no items, or no
-    method can be evaluated.
+    computed again. A method whose adapter is missing, or that can put no item at all, is left out
+    (`lacking`), and an item that some method cannot put (it does not fit the context) is left out
+    for all. Raises MissingError where there are no items, or no method can be evaluated.
     """
     if not items:
         raise MissingError("no items to evaluate. Make some: cmgr synthesize; or give --data")
@@ -103,10 +103,11 @@ def run(
         (lambda done, total: progress("eval", done, total)) if progress else None,
         force,
     )
+    _drop_failing(asked, able, scores)
     results = [result for one in asked if (result := _result(one, scores))]
     found = Evaluation(name, able.wanted, [], results, able.lacking, problems(items))
-    if errors := len(items) - len(results):
-        found.notes.append(f"{errors} items left out: too long for the context of the base")
+    why = Counter(reason for one in asked if (reason := _failure(one, scores)))
+    found.notes += [f"{count} items left out: {reason}" for reason, count in why.most_common()]
     if not results:
         raise MissingError(f"nothing could be evaluated: {'; '.join(found.notes)}")
     if judge:
@@ -152,10 +153,39 @@ def _asked(
     return found
 
 
+def _reason(error: str) -> str:
+    """Why an item is left out, in the same words for every item."""
+    return "too long for the context of the base" if "base.context" in error else error
+
+
+def _failure(one: _Asked, scores: Scores) -> str:
+    """Why an item could not be put by every method; empty where it could."""
+    errors = (scores[q].error for q in (*one.by_method.values(), *one.under.values()))
+    return next((_reason(error) for error in errors if error), "")
+
+
+def _drop_failing(asked: Sequence[_Asked], able: Methods, scores: Scores) -> None:
+    """Leave out a method that fails on every item, where others do not.
+
+    So a template that refuses a system message, or examples that are too long, cost one method.
+    """
+    failing = {}
+    for method in able.wanted:
+        errors = [scores[one.by_method[method]].error for one in asked]
+        if all(errors):
+            failing[method] = f"every item failed: {_reason(errors[0])}"
+    if len(failing) == len(able.wanted):
+        return
+    able.lacking.update(failing)
+    able.wanted = [method for method in able.wanted if method not in failing]
+    for one in asked:
+        one.by_method = {m: q for m, q in one.by_method.items() if m not in failing}
+
+
 def _result(one: _Asked, scores: Scores) -> Result | None:
-    """What was said to an item, and whether it is right; None where it did not fit the context."""
+    """What was said to an item, and whether it is right; None where it could not be put."""
     item, decision = one.item, one.decision
-    if any(scores[q].error for q in (*one.by_method.values(), *one.under.values())):
+    if _failure(one, scores):
         return None
     said = {m: _said(item, scores, q) for m, q in one.by_method.items()}
     return Result(
@@ -218,6 +248,7 @@ def _inputs(ws: Workspace, items: Sequence[Item], methods: Methods) -> str:
         route.read_text(encoding="utf-8") if route.is_file() else "",
         [item.model_dump() for item in items],
         ws.recipe.try_prompts,
+        ws.recipe.base.context,
     )
 
 
@@ -259,7 +290,10 @@ def build(ws: Workspace, force: bool = False, progress: Progress | None = None) 
     found = run(ws, OWN, items, able, force=force, progress=progress)
     tried = _tried(ws, router)
     ws.finish(
-        "eval", inputs, table=found.rows, methods=found.methods, items=len(items), tried=tried
+        "eval",
+        inputs,
+        **{"table": found.rows, "methods": found.methods, "items": len(items), "tried": tried},
+        **{"lacking": found.lacking, "notes": found.notes},
     )
     return True
 
@@ -281,29 +315,4 @@ def _tried(ws: Workspace, router: Router) -> list[dict[str, Any]]:
             found.append({"prompt": prompt, "culture": culture, **answers})
     finally:
         runtime.close()
-    return found
-
-
-def failing(rows: Sequence[dict[str, Any]], bounds: Sequence[tuple[str, str, float]]) -> list[str]:
-    """Which bounds (method, metric, least value) do not hold, in words: of all cultures together.
-
-    Raises MissingError where a bound's figure is not there.
-    """
-    found = []
-    for method, metric, least in bounds:
-        mine = [
-            row
-            for row in rows
-            if row["kind"] == "score"
-            and row["method"] == method
-            and row["culture"] == tables.ALL
-            and row["split"] != tables.CONTESTED
-            and metric in row
-        ]
-        if not mine:
-            raise MissingError(f"--fail-under: there is no {metric} of {method}")
-        for row in mine:
-            if row[metric] < least:
-                where = f"{row['task']}, {row['split']}"
-                found.append(f"{method}.{metric} is {row[metric]:.4f} ({where}), under {least:g}")
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import chain
@@ -12,7 +11,7 @@ from cmgr.base import Base
 from cmgr.errors import MissingError
 from cmgr.evaluate.items import Item
 from cmgr.recipe import SHARED
-from cmgr.records import Example, Message, make_id
+from cmgr.records import Example, Message, hash_file, make_id
 from cmgr.train.variants import VARIANTS, name_of
 from cmgr.workspace import Workspace, read_json
 
@@ -102,8 +101,7 @@ class Methods:
                 names = " ".join(culture.id for culture in self._ws.recipe.cultures)
                 how = f"cmgr merge {names} --method linear --name {MERGED}"
             raise MissingError(f"no adapter {name} for this base. Make it: {how}")
-        with path.open("rb") as file:
-            self.adapters[name] = hashlib.file_digest(file, "sha256").hexdigest()
+        self.adapters[name] = hash_file(path)
 
     @property
     def cultures(self) -> list[str]:

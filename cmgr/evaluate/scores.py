@@ -39,14 +39,16 @@ class Scores:
     """Scores of questions, from the disk or from the runtime.
 
     An option's score is the mean log-probability of its tokens. `adapters` are hashes by name, so
-    that an adapter trained again is another one.
+    that an adapter trained again is another one. Errors are not kept, nor is what the context has
+    cut: a larger context asks these again.
     """
 
     def __init__(self, ws: Workspace, base: Base, adapters: Mapping[str, str]) -> None:
         self._ws, self._base, self._adapters = ws, base, adapters
         if not ws.read_only:
             ws.path("eval").mkdir(exist_ok=True)
-        self._known = {score.id: score for score in ws.read(FILE, Score)}
+        # earlier versions kept errors too
+        self._known = {score.id: score for score in ws.read(FILE, Score) if not score.error}
         self._keys: dict[Question, str] = {}
 
     def key(self, question: Question) -> str:
@@ -100,8 +102,8 @@ class Scores:
             for keys in filter(None, todo):
                 made = self._run(model, batch, [(key, unique[key]) for key in keys])
                 if not self._ws.read_only:
-                    self._ws.append(FILE, made)
-                self._known.update((score.id, score) for score in made)
+                    self._ws.append(FILE, [score for score, whole in made if whole])
+                self._known.update((score.id, score) for score, _ in made)
                 done += len(made)
                 if progress:
                     progress(done, total)
@@ -113,7 +115,8 @@ class Scores:
 
     def _run(
         self, model: Model, batch: Batch, questions: Sequence[tuple[str, Question]]
-    ) -> list[Score]:
+    ) -> list[tuple[Score, bool]]:
+        """The scores of questions, each with whether it is the same in any larger context."""
         jobs = [
             Job(
                 [Message(role=role, content=text) for role, text in q.ask.turns],  # type: ignore[arg-type] # a role is one of Message's
@@ -123,16 +126,18 @@ class Scores:
             )
             for _, q in questions
         ]
-        found: dict[int, Score] = {}
+        found: dict[int, tuple[Score, bool]] = {}
         for number, outcome in batch.run(jobs):
             key, question = questions[number]
             sums = outcome.choice_logprobs
             if outcome.error:
-                found[number] = Score(id=key, error=outcome.error)
+                found[number] = Score(id=key, error=outcome.error), False
             elif sums is None:
-                found[number] = Score(id=key, text=outcome.response)
+                used = outcome.usage["prompt_tokens"] + outcome.usage["completion_tokens"]
+                ended = used <= batch.limit or outcome.usage["completion_tokens"] >= question.tokens
+                found[number] = Score(id=key, text=outcome.response), ended
             else:
                 sizes = map(len, encode_choices(model, question.options))
                 means = [round(s / n, 6) for s, n in zip(sums, sizes, strict=True)]
-                found[number] = Score(id=key, options=means)
+                found[number] = Score(id=key, options=means), True
         return [found[number] for number in sorted(found)]

@@ -13,6 +13,13 @@ from cmgr.stats import Resampled, grouped_wilson, macro_f1, sign_flip
 
 ALL = "all"
 CONTESTED = "contested"
+SPLITS = {
+    "fit": "items as trained",
+    "wording": "other wordings of trained facts",
+    "fact": "facts never trained",
+    "test": "items of the file",
+    CONTESTED: "items whose right answer depends on the culture",
+}
 AGAINST = {"routed": ("base", "prompt", "few-shot", "shared", "merged", "broad", "oracle")}
 MATRIX = "interference"
 

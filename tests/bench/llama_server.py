@@ -16,6 +16,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ class Copy(Base):
 
     original: Base
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         return self.original.fingerprint
 
