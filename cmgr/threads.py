@@ -6,6 +6,7 @@ turn on a processor at every such point, and fewer threads may be several times 
 
 from __future__ import annotations
 
+import os
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ CHANGED = 1.3  # a rate that has changed by this factor makes what is known of o
 RECENT = 5  # steps whose median rate is compared with
 LEAST = 3  # steps of a size before another count is tried on one
 SHARE = 0.03  # of all time that slower counts may cost
+SPINS = "100"
 EVERY = (4, 64)  # steps from one try to the next: at first, and when nothing changes
 
 
@@ -144,6 +146,16 @@ class Pace:
             self._settled.clear()
             self._wait = EVERY[0]
             self._next = self._steps
+
+
+def sleep_soon() -> None:
+    """Let torch's threads (libgomp) sleep soon where they wait; to be called before its import.
+
+    One that spins keeps a processor from the one that it waits for: beside busy processes training
+    is several times as slow. A value that a user has set stays; 10000 is llama.cpp's (loading.py).
+    """
+    if os.environ.get("GOMP_SPINCOUNT") in (None, "10000"):
+        os.environ["GOMP_SPINCOUNT"] = SPINS
 
 
 def counts_up_to(most: int) -> list[int]:
