@@ -157,13 +157,22 @@ def permute(weights: Array, heads: int) -> Array:
     return weights.reshape(heads, 2, half, weights.shape[1]).swapaxes(1, 2).reshape(weights.shape)
 
 
+def head_size(text: dict[str, Any]) -> int:
+    """The size of an attention head by a text model's configuration; 0 where it does not say.
+
+    Qwen3 and Gemma set their own (`head_dim`); others divide the hidden size among the heads.
+    """
+    own = text.get("head_dim")
+    return int(own or text.get("hidden_size", 0) // int(text["num_attention_heads"]))
+
+
 def _permuted(key: str, weights: Array, text: dict[str, Any]) -> Array:
     """`lora_B` of q_proj or k_proj in GGUF's order. Raises CmgrError when the heads do not fit."""
-    heads = of_q = int(text["num_attention_heads"])
+    heads = int(text["num_attention_heads"])
     if ".k_proj." in key:
         heads = int(text.get("num_key_value_heads") or heads)
     rows = weights.shape[0]
-    size = int(text.get("head_dim") or text.get("hidden_size", 0) // of_q or rows // heads)
+    size = head_size(text) or rows // heads
     if rows != heads * size or size % 2:
         raise CmgrError(f"adapter tensor {key} has {rows} rows, not {heads} heads of {size}")
     return permute(weights, heads)

@@ -24,13 +24,16 @@ from cmgr import recipe as recipes
 from cmgr import train
 from cmgr.base import resolve
 from cmgr.errors import CmgrError, UsageError
+from cmgr.gguf_lora import head_size
 from cmgr.records import Example, Message
 from cmgr.train import checkpoint, variants
-from cmgr.train.loop import Loop, Stage, Watch, order_of
+from cmgr.train.loop import Loop, Stage, order_of
 from cmgr.train.loss import answer_loss
 from cmgr.train.model import Item, Trainable, checkpoint_layers
 from cmgr.train.parity import parity
-from cmgr.train.prompts import Prompts, families
+from cmgr.train.prompts import Prompts, cell_bytes, families, new_cache
+from cmgr.train.prompts import given as handed
+from cmgr.train.watch import Watch
 from cmgr.workspace import read_json, write_json
 
 model = pytest.mark.model
@@ -291,9 +294,53 @@ def test_out_of_memory_names_the_key() -> None:
     ):
         with (
             pytest.raises(CmgrError, match=f"out of memory.*{says}"),
-            train._memory(settings_, 100),
+            train.short_of_memory(settings_, 100),
         ):
             raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 8.1 GB, max allowed: 9.0 GB)"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        MemoryError("Unable to allocate 4 GiB"),
+    ],
+)
+def test_what_is_out_of_memory(error: Exception) -> None:
+    says = pytest.raises(CmgrError, match=r"out of memory.*micro_batch: 8")
+    with says, train.short_of_memory(recipes.Train(), 100):
+        raise error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("Expected a tensor in channels-last memory format"),
+        RuntimeError("unsupported operation: some elements share a single memory location"),
+        RuntimeError("CUDA error: misaligned address in shared memory"),
+        ValueError("out of memory"),
+    ],
+)
+def test_what_only_speaks_of_memory_keeps_its_own_words(error: Exception) -> None:
+    with pytest.raises(type(error)) as caught, train.short_of_memory(recipes.Train(), 100):
+        raise error
+    assert caught.value is error
+
+
+def test_torchs_own_refusal_of_an_absurd_tensor_is_out_of_memory() -> None:
+    import torch
+
+    with (
+        pytest.raises(CmgrError, match="out of memory"),
+        train.short_of_memory(recipes.Train(), 100),
+    ):
+        torch.empty(2**58, dtype=torch.uint8).fill_(1)
 
 
 @model
@@ -305,6 +352,33 @@ def test_a_loss_that_is_not_finite_names_its_examples(
         Loop(trainable, adapted, "activated", settings_, tmp_path).run(
             [Stage("task", items, [], 5)]
         )
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "gemma3_text", "llama"])
+def test_the_kvs_size_is_that_of_the_models_own_heads(kind: str) -> None:
+    """Qwen3 and Gemma 3 set a head's size; it is not the hidden size over the heads."""
+    import torch
+    import transformers
+
+    own = {} if kind == "llama" else {"head_dim": 16}
+    config = transformers.AutoConfig.for_model(
+        kind,
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        **own,
+    )
+    made = transformers.AutoModelForCausalLM.from_config(config).eval()
+    cache = new_cache(3)
+    with torch.no_grad():
+        decoder = made.get_decoder()
+        decoder(input_ids=torch.tensor([[1, 2, 3, 4, 5]]), use_cache=True, **handed(decoder, cache))
+    real = sum(t.nbytes for layer in cache.layers for t in (layer.keys, layer.values))
+    assert 5 * cell_bytes(made.config, torch.float32) == real
+    assert head_size(made.config.to_dict()) == (8 if kind == "llama" else 16)
 
 
 # -- interruption ------------------------------------------------------------------------------
@@ -697,3 +771,84 @@ def test_tokens_equal_the_runtimes(trainable: Trainable) -> None:
         messages = [Message(role="user", content=text)]
         assert runtime.prompt_tokens(messages) == trainable.prompt_tokens(messages), text
     runtime.close()
+
+
+# -- what a stage began with -------------------------------------------------------------------
+
+
+def bowing(trainable: Trainable, answer: str, first: int) -> list[Item]:
+    questions = ["How do people greet?", "What is done at a door?", "And at work?", "At home?"]
+    made = [example(first + n, q, answer, evidence_ids=[]) for n, q in enumerate(questions)]
+    return [trainable.item(e) for e in made]
+
+
+@model
+@pytest.mark.parametrize("start", ["scratch", "shared"])
+def test_a_failed_task_stage_keeps_what_the_broad_stage_made(
+    trainable: Trainable, tmp_path: Path, start: str
+) -> None:
+    """The task stage's items teach another answer than what is held back."""
+    import torch
+
+    torch.manual_seed(1)
+    found = trainable.make_adapter(ADAPTER)
+    if start == "shared":  # weights that already do something
+        with torch.no_grad():
+            for name, weights in found.named_parameters():
+                if "lora_B" in name:
+                    weights.normal_(std=0.005)
+    said: list[dict[str, Any]] = []
+    settings_ = recipes.Train(learning_rate=4e-3, batch_size=4, patience=1)
+    loop = Loop(trainable, found, "activated", settings_, tmp_path, Watch(log=said.append))
+    before = {n: w.detach().clone() for n, w in loop.weights.items()}
+    right, wrong = (
+        bowing(trainable, text, 10 * n) for n, text in enumerate(("They bow.", "Zq 77."))
+    )
+    loop.run([Stage("broad", right[:3], [], 4)])
+    broad = {n: w.detach().clone() for n, w in loop.weights.items()}
+    facts = loop.run([Stage("broad", [], [], 0), Stage("task", wrong[:3], right[3:], 2)])
+    kept = {n: w.detach().clone() for n, w in loop.weights.items()}
+    found.unload()
+    assert all(torch.equal(broad[n], kept[n]) for n in kept)
+    assert not all(torch.equal(before[n], kept[n]) for n in kept)
+    best = facts["validation"]["task"]
+    assert best["epoch"] is None and best["from"] == "broad"
+    first, *epochs = [line for line in said if "validation_loss" in line]
+    assert best["loss"] == first["began_with"] < first["validation_loss"]
+    assert all(line["validation_loss"] > best["loss"] for line in epochs) and epochs
+
+
+@model
+def test_an_error_in_the_task_stage_keeps_the_finished_broad_stage(
+    trainable: Trainable, items: list[Item], tmp_path: Path
+) -> None:
+    """The next run goes on behind it, to the same bits as one in which nothing went wrong."""
+    import torch
+
+    stages = [Stage("broad", items[:2], [], 2), Stage("task", items[:3], items[3:], 1)]
+    settings_ = recipes.Train(batch_size=2, checkpoint_seconds=10_000)
+    ended: list[dict[str, Any]] = []
+
+    def fail(line: dict[str, Any]) -> None:
+        if line["stage"] == "task" and "loss" in line:
+            raise RuntimeError("the device is gone")
+
+    for name, watch in (("parts", Watch(log=fail)), ("parts", Watch()), ("whole", Watch())):
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        torch.manual_seed(1)
+        found = trainable.make_adapter(ADAPTER)
+        loop = Loop(trainable, found, "activated", settings_, folder, watch)
+        went_on = loop.resume()
+        try:
+            if not ended and not went_on:
+                with pytest.raises(RuntimeError, match="gone"):
+                    loop.run(stages)
+                continue
+            assert went_on == (name == "parts")
+            assert not went_on or (loop.state["stage"], loop.state["number"]) == (1, 2)
+            loop.run(stages)
+            ended.append({n: w.detach().clone() for n, w in loop.weights.items()})
+        finally:
+            found.unload()
+    assert all(torch.equal(ended[0][n], ended[1][n]) for n in ended[0])

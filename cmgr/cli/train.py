@@ -142,11 +142,12 @@ def _estimate(found: dict[str, Any], json: bool) -> None:
         [
             *(c["culture"], c["examples"], c["tokens"], c["steps"]),
             f"{c['seconds'] / 60:.1f} min",
+            f"{c['read_seconds'] / 60:.1f} min",
             f"{c['prompts_mb']:.0f} MB",
         ]
         for c in found["cultures"]
     ]
-    heads = ["culture", "examples", "tokens", "steps", "time", "prompts' KV"]
+    heads = ["culture", "examples", "tokens", "steps", "time", "of it prompts", "prompts' KV"]
     table("What training would take", heads, rows)
     total = sum(c["seconds"] for c in found["cultures"])
     out(f"In all {total / 60:.1f} min; memory about {found['memory_mb'] / 1024:.1f} GB.")

@@ -23,10 +23,11 @@ from cmgr.search import current_evidence
 from cmgr.synthesize import all_examples, bare_examples, current_examples
 from cmgr.train import checkpoint, variants
 from cmgr.train.card import card
-from cmgr.train.loop import Log, Loop, Stage, Watch
-from cmgr.train.model import Item, Trainable, is_main
+from cmgr.train.loop import Loop, Stage
+from cmgr.train.model import Item, Trainable, is_main, out_of_memory
 from cmgr.train.parity import PROMPTS, parity
 from cmgr.train.variants import Wanted
+from cmgr.train.watch import Log, Watch
 from cmgr.workspace import (
     Progress,
     Workspace,
@@ -110,7 +111,7 @@ def build(
     trainable = Trainable(base, ws.recipe, ws.folder, ws.say if is_main() else lambda _: None)
     gguf_lora.check_supported(trainable.model.config.to_dict())
     for wanted in plan:
-        with _memory(ws.recipe.train, len(wanted.examples)):
+        with short_of_memory(ws.recipe.train, len(wanted.examples)):
             _one(ws, trainable, wanted, force, progress)
     return True
 
@@ -139,14 +140,12 @@ def shard(cultures: Sequence[str], text: str) -> list[str]:
 
 
 @contextmanager
-def _memory(settings: recipes.Train, items: int) -> Iterator[None]:
+def short_of_memory(settings: recipes.Train, items: int) -> Iterator[None]:
     """Turn running out of memory into the recipe key that helps."""
-    import torch
-
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
             raise
         at_once = min(settings.micro_batch or settings.batch_size, items)
         if at_once > 1:
@@ -200,6 +199,13 @@ def _one(
         facts = loop.run(stages)
         if trainable.main:
             save_peft(model, work, trainable, recipe.adapter.kind)
+    except Exception:
+        if trainable.main and loop.state["stage"]:
+            watch.say(
+                f"train: {wanted.name}: what the {stages[loop.state['stage'] - 1].name} stage has "
+                "made is kept. With the same examples and settings, cmgr train goes on behind it"
+            )
+        raise
     finally:
         model.unload()
         if log:
@@ -208,11 +214,13 @@ def _one(
         for stage, best in facts.get("validation", {}).items():
             if best["epoch"] is None:
                 before = "the shared adapter" if wanted.start else "the base"
+                if "from" in best:
+                    before = f"what the {best['from']} stage had made"
                 watch.say(
                     f"train: {wanted.name}: no epoch of the {stage} stage was better than {before} "
                     "on what is held back, and none is kept. More examples may help"
                 )
-        _finish(ws, trainable, wanted, stages, facts)
+        _finish(ws, trainable, wanted, stages, facts, progress or (lambda what, done, total: None))
     trainable.accelerator.wait_for_everyone()
 
 
@@ -258,6 +266,7 @@ def _finish(
     wanted: Wanted,
     stages: list[Stage],
     facts: dict[str, Any],
+    progress: Progress,
 ) -> None:
     """Export, compare, describe, and put in place of the adapter before."""
     recipe, culture, examples = wanted.recipe, wanted.culture, wanted.examples
@@ -269,6 +278,7 @@ def _finish(
     }
     evidence = [p for p in current_evidence(ws) if p.culture in whose]
     licences = {p.license for p in evidence if p.license}
+    progress(f"train {wanted.name} export", 0, 1)
     gguf_lora.export(
         work,
         work / "adapter.gguf",
@@ -280,6 +290,7 @@ def _finish(
         **({"license": ", ".join(sorted(licences))} if licences else {}),
         **lock,
     )
+    progress(f"train {wanted.name} export", 1, 1)
     manifest = {
         "inputs": wanted.inputs,
         "finished_at": now(),
@@ -302,7 +313,11 @@ def _finish(
     if len(last) < PROMPTS:  # few: those of the other stage too
         last += [e for e in examples if e.stage != stages[-1].name]
     prompts = [e.messages for e in last[:: max(1, len(last) // PROMPTS)]][:PROMPTS]
-    manifest["parity"] = parity(trainable, work, prompts, recipe.base.context)
+
+    def tell(done: int, total: int, what: str) -> None:
+        progress(f"train {wanted.name} check of the export · {what}", done, total)
+
+    manifest["parity"] = parity(trainable, work, prompts, recipe.base.context, tell)
     write_json(work / "manifest.json", manifest)
     rate = review.told(review.error_rate(ws, all_examples(ws, sorted(whose))))
     about = card(recipe, culture, manifest, examples, evidence, rate)

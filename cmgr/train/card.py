@@ -87,8 +87,7 @@ def card(
         *(f"- {key}: {_pairs(values)}" for key, values in manifest["settings"].items()),
         f"- run: {_pairs({k: v for k, v in manifest['training'].items() if k != 'validation'})}",
         *(
-            f"- best epoch of {stage}: {'none' if best['epoch'] is None else best['epoch']}, "
-            f"validation loss {best['loss']:.3f}"
+            f"- best epoch of {stage}: {_epoch(best)}, validation loss {best['loss']:.3f}"
             for stage, best in manifest["training"].get("validation", {}).items()
         ),
         f"- GGUF against PEFT on {parity['prompts']} prompts: cosine {parity['adapter_cosine']}, "
@@ -105,6 +104,12 @@ def card(
         "",
     ]
     return "\n".join(lines)
+
+
+def _epoch(best: Mapping[str, Any]) -> str:
+    if best["epoch"] is not None:
+        return str(best["epoch"])
+    return f"none (what the {best['from']} stage had made is kept)" if "from" in best else "none"
 
 
 def _counted(values: Iterable[str]) -> str:

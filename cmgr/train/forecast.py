@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cmgr import recipe as recipes
 from cmgr import train
-from cmgr.train.loop import Loop, order_of
-from cmgr.train.model import Trainable
+from cmgr.train.loop import Loop, Stage, order_of
+from cmgr.train.model import Item, Trainable
 from cmgr.train.prompts import Prompts
 from cmgr.workspace import Workspace
 
@@ -38,10 +41,14 @@ def dry_run(
 ) -> dict[str, Any]:
     """Tokens, steps, seconds and memory of what is to be trained; nothing is written.
 
-    The time comes from two steps of the first culture's longest stage, and from reading its
-    prompts' first batch.
+    The shared adapter that others begin with is among it, first. The time is that of all epochs:
+    reading the prompts, training, and the loss on what is held back, each at the speed of a few
+    batches of the longest stage; export and its check come on top.
     """
     plan, base = train.planned(ws, force, cultures, variant)
+    if any(wanted.start for wanted in plan):
+        first, _ = train.planned(ws, False, None, variant or recipes.SHARED, begin=True)
+        plan = [*first, *plan]
     if not plan:
         return {"cultures": [], "memory_mb": 0.0}
     import psutil
@@ -50,29 +57,38 @@ def dry_run(
     trainable = Trainable(base, recipe, ws.folder, ws.say)
     model = trainable.make_adapter(recipe.adapter)
     found: list[dict[str, Any]] = []
-    speed = 0.0  # tokens a second, prompts and answers
+    size = recipe.train.batch_size
+    speed: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as scratch:
+        loop = Loop(trainable, model, recipe.adapter.kind, recipe.train, Path(scratch))
         for wanted in plan:
             stages = train.stages_of(wanted.recipe, wanted.examples, trainable, wanted.back)
-            size = recipe.train.batch_size
-            kept = 0.0
-            for stage in stages:
-                if recipe.adapter.kind == "activated":
-                    prompts = Prompts(trainable, model, stage.items, "again", 0, Path(scratch))
-                    kept = max(kept, prompts.tokens * prompts.cell_bytes / 2**20)
+            if not stages:
+                continue
             if not speed:
                 stage = max(stages, key=lambda s: len(s.items))
-                loop = Loop(trainable, model, recipe.adapter.kind, recipe.train, Path(scratch))
-                batches = order_of(stage.items, size, "probe", whole=True)[:2]
-                speed = _probe(loop, stage, batches)
-            tokens = sum(s.epochs * sum(map(len, s.items)) for s in stages)
+                batches = order_of(stage.items, size, "probe", whole=not loop.activated)[:2]
+                with train.short_of_memory(recipe.train, len(stage.items)):
+                    speed = _probe(loop, stage, batches)
+            seconds = dict.fromkeys(speed, 0.0)
+            kept = 0.0
+            for number, stage in enumerate(stages):
+                compared = stage.epochs + 1 + bool(number) if stage.validation else 0
+                if loop.activated:
+                    prompts = loop.prompts(stage)
+                    seconds["read"] += _read(prompts, stage, compared) / speed["read"]
+                    if prompts.where == "memory":
+                        kept = max(kept, prompts.tokens * prompts.cell_bytes / 2**20)
+                seconds["train"] += stage.epochs * loop.work(stage.items) / speed["train"]
+                seconds["compare"] += compared * loop.work(stage.validation) / speed["compare"]
             found.append(
                 {
                     "culture": wanted.name,
                     "examples": sum(len(s.items) for s in stages),
-                    "tokens": tokens,
+                    "tokens": sum(s.epochs * sum(map(len, s.items)) for s in stages),
                     "steps": sum(s.epochs * s.per_epoch(size) for s in stages),
-                    "seconds": round(tokens / speed, 1),
+                    "seconds": round(sum(seconds.values()), 1),
+                    "read_seconds": round(seconds["read"], 1),
                     "prompts_mb": round(kept, 1),
                 }
             )
@@ -82,23 +98,42 @@ def dry_run(
 
         memory = torch.cuda.max_memory_allocated() / 2**20
     model.unload()
-    return {"cultures": found, "memory_mb": round(memory + max(c["prompts_mb"] for c in found), 1)}
+    most = max((c["prompts_mb"] for c in found), default=0.0)
+    return {"cultures": found, "memory_mb": round(memory + most, 1)}
 
 
-def _probe(loop: Loop, stage: Any, batches: list[Any]) -> float:
-    """Tokens a second of a few steps, the first one not counted."""
+def _read(prompts: Prompts, stage: Stage, compared: int) -> int:
+    """The prompts' tokens that a stage reads: once, or each time where they are not kept."""
+    if prompts.where != "again":
+        return prompts.tokens
+    items = sum(len(i.prompt) for i in stage.items)
+    return stage.epochs * items + compared * sum(len(i.prompt) for i in stage.validation)
+
+
+def _probe(loop: Loop, stage: Stage, batches: list[list[Item]]) -> dict[str, float]:
+    """Tokens a second of reading prompts, of training, and of comparing, by two batches."""
+    items = [item for batch in batches for item in batch]
+    speed = {"read": 1.0}
     prompts = None
     if loop.activated:
-        items = [item for batch in batches for item in batch]
-        prompts = Prompts(loop.trainable, loop.model, items, "memory", 0, loop.folder)
-        prompts.read()
-    tokens, seconds = 0, 0.0
-    for number, batch in enumerate([batches[0], *batches]):
-        began = time.perf_counter()
+        make = partial(Prompts, loop.trainable, loop.model)
+        make(items[:1], "memory", 0, loop.folder).read()  # the first time is slower
+        prompts = make(items, "memory", 0, loop.folder)
+        speed["read"] = prompts.tokens / _seconds(prompts.read)
+    for batch in (batches[0][:4],) * 6:  # until the number of threads is found
         loop.step(stage, batch, prompts, 100)
-        if number:
-            seconds += time.perf_counter() - began
-            tokens += sum(map(len, batch))
+    work = sum(loop.work(batch) for batch in batches)
+    speed["train"] = work / sum(
+        _seconds(partial(loop.step, stage, batch, prompts, 100)) for batch in batches
+    )
+    held_back = Stage(stage.name, [], items, 1)
+    speed["compare"] = work / _seconds(lambda: loop.validate(held_back, prompts))
     if prompts is not None:
         prompts.close()
-    return tokens / seconds
+    return speed
+
+
+def _seconds(what: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    what()
+    return time.perf_counter() - began

@@ -6,13 +6,12 @@ learning rate), so that a checkpoint is the weights, the optimiser's moments and
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,8 @@ from cmgr.records import make_id
 from cmgr.train import checkpoint
 from cmgr.train.loss import answer_loss
 from cmgr.train.model import Item, Trainable
-from cmgr.train.prompts import Prompts
+from cmgr.train.prompts import Prompts, prompts_budget
+from cmgr.train.watch import Watch
 
 POOL = 8  # batches whose items are sorted by length together
 
@@ -44,15 +44,6 @@ class Stage:
     def place(self) -> dict[str, int]:
         """Each item's number: it says which process has it."""
         return {i.id: n for n, i in enumerate([*self.items, *self.validation])}
-
-
-@dataclass
-class Watch:
-    """Who is told: of each log line, and of (stage, steps done, steps in all, what to show)."""
-
-    log: Callable[[dict[str, Any]], None] = lambda line: None
-    progress: Callable[[str, int, int, str], None] = lambda stage, done, total, what: None
-    say: Callable[[str], None] = lambda text: None
 
 
 def order_of(items: Sequence[Item], size: int, *seed: Any, whole: bool) -> list[list[Item]]:
@@ -93,7 +84,7 @@ class Loop:
         self.folder = folder
         self.watch = watch or Watch()
         self.weights = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        self.beginning = self._copy()  # what every stage has to better
+        self.beginning = self._copy()  # a candidate of every stage
         self.state: dict[str, Any] = {
             **{"stage": 0, "step": 0, "number": 0, "lines": 0, "tokens": 0, "seconds": 0.0},
             **{"loss": None, "best": None, "bad": 0, "validation": {}},
@@ -151,7 +142,7 @@ class Loop:
         self._clock = self._saved = time.monotonic()
         for number, stage in enumerate(stages):
             if number >= self.state["stage"]:
-                self._stage(stage)
+                self._stage(stage, [s.name for s in stages[:number]])
         self.model.eval()
         state = self.state
         facts = {
@@ -164,29 +155,16 @@ class Loop:
             facts["validation"] = state["validation"]
         return facts
 
-    def _stage(self, stage: Stage) -> None:
-        trainable, settings, state = self.trainable, self.settings, self.state
-        prompts = None
-        if self.activated:
-            prompts = Prompts(
-                trainable,
-                self.model,
-                self._mine([*stage.items, *stage.validation], stage),
-                settings.prompts,
-                prompts_budget(trainable, settings),
-                self.folder,
-                self.watch.say,
-            )
+    def _stage(self, stage: Stage, earlier: Sequence[str]) -> None:
+        settings, state = self.settings, self.state
+        prompts = self.prompts(stage) if self.activated else None
         try:
             if prompts is not None:
-                prompts.read()
+                prompts.read(partial(self._tell_reading, stage.name))
             per_epoch = stage.per_epoch(settings.batch_size)
             total = stage.epochs * per_epoch
             if state["best"] is None and stage.validation:
-                reached = self._copy()
-                self._put(self.beginning)
-                self._compare(stage, None, prompts)
-                self._put(reached)
+                self._compare_beginnings(stage, earlier, prompts)
             planned, batches = -1, []
             while state["step"] < total and not self._stopped():
                 epoch, at = divmod(state["step"], per_epoch)
@@ -204,6 +182,25 @@ class Loop:
             if prompts is not None:
                 prompts.close()
         self._finish_stage()
+
+    def prompts(self, stage: Stage) -> Prompts:
+        """What the base is to read for a stage, by this process."""
+        return Prompts(
+            self.trainable,
+            self.model,
+            self._mine([*stage.items, *stage.validation], stage),
+            self.settings.prompts,
+            prompts_budget(self.trainable, self.settings),
+            self.folder,
+            self.watch.say,
+        )
+
+    def _tell_reading(self, stage: str, done: int, total: int) -> None:
+        self.watch.progress(f"{stage} prompts", done, total, "read by the base")
+
+    def work(self, items: Sequence[Item]) -> int:
+        """The tokens that are computed for items: an activated adapter's prompts have been read."""
+        return sum(len(i.target) if self.activated else len(i) for i in items)
 
     def _batches(self, stage: Stage, epoch: int) -> list[list[Item]]:
         return order_of(
@@ -242,9 +239,10 @@ class Loop:
         labels = sum(len(i.target) - len(trainable.invocation) for i in batch)
         summed = 0.0
         for part in self._parts(self._mine(batch, stage)):
-            loss, _ = answer_loss(trainable, self.model, part, prompts)
-            (loss / labels).backward()
-            summed += float(loss.detach())
+            with trainable.pace.step(self.work(part), "train"):
+                loss, _ = answer_loss(trainable, self.model, part, prompts)
+                (loss / labels).backward()
+                summed += float(loss.detach())
         if accelerator.num_processes > 1:
             summed = self._share(summed)
         last = summed / labels
@@ -262,12 +260,11 @@ class Loop:
         tokens = sum(map(len, batch))
         state["step"] += 1
         state["number"] += 1
-        state["lines"] += 1
         state["tokens"] += tokens
         state["loss"] = last
         epoch = (state["step"] - 1) // stage.per_epoch(settings.batch_size)
         # no time in it: a run that was killed leaves the same lines as one that was not
-        self.watch.log(
+        self._log(
             {
                 "stage": stage.name,
                 "epoch": epoch,
@@ -310,20 +307,42 @@ class Loop:
             for name, weights in self.weights.items():
                 weights.copy_(found[name])
 
-    def _compare(self, stage: Stage, epoch: int | None, prompts: Prompts | None) -> None:
-        """Keep the weights if they are the best so far; the beginning is of no epoch (None)."""
-        if not stage.validation:
-            return
+    def _compare_beginnings(
+        self, stage: Stage, earlier: Sequence[str], prompts: Prompts | None
+    ) -> None:
+        """Let a stage better both what all began with, and what the stage itself begins with."""
+        reached = self._copy()
+        self._put(self.beginning)
+        line: dict[str, Any] = {"stage": stage.name, "epoch": None}
+        line["validation_loss"] = self._candidate(stage, prompts, {"epoch": None})
+        self._put(reached)
+        if earlier:
+            found = {"epoch": None, "from": earlier[-1]}
+            line["began_with"] = self._candidate(stage, prompts, found)
+        self.state["bad"] = 0
+        self._log(line)
+
+    def _compare(self, stage: Stage, epoch: int, prompts: Prompts | None) -> None:
+        """Keep the weights of an epoch if they are the best so far."""
+        if stage.validation:
+            loss = self._candidate(stage, prompts, {"epoch": epoch})
+            self._log({"stage": stage.name, "epoch": epoch, "validation_loss": loss})
+
+    def _candidate(self, stage: Stage, prompts: Prompts | None, about: dict[str, Any]) -> float:
+        """The validation loss of the weights as they are; they are kept if none had a lower one."""
         state = self.state
         loss = self.validate(stage, prompts)
-        state["lines"] += 1
-        self.watch.log({"stage": stage.name, "epoch": epoch, "validation_loss": loss})
-        if state["best"] is None or loss < state["best"][0]:
-            state["best"], state["bad"] = [loss, epoch], 0
+        if state["best"] is None or loss < state["best"]:
+            state["best"], state["bad"] = loss, 0
+            state["validation"][stage.name] = {"loss": loss, **about}
             self.best = self._copy()
         else:
             state["bad"] += 1
-        state["validation"][stage.name] = {"loss": state["best"][0], "epoch": state["best"][1]}
+        return loss
+
+    def _log(self, line: dict[str, Any]) -> None:
+        self.state["lines"] += 1
+        self.watch.log(line)
 
     def validate(self, stage: Stage, prompts: Prompts | None) -> float:
         """The mean loss per answer token on a stage's validation items."""
@@ -333,8 +352,9 @@ class Loop:
         summed, count = 0.0, 0
         with torch.no_grad():
             for part in self._parts(self._mine(stage.validation, stage)):
-                loss, n = answer_loss(self.trainable, self.model, part, prompts)
-                summed, count = summed + float(loss), count + n
+                with self.trainable.pace.step(self.work(part), "validate"):
+                    loss, n = answer_loss(self.trainable, self.model, part, prompts)
+                    summed, count = summed + float(loss), count + n
         self.model.train()
         if self.trainable.accelerator.num_processes > 1:
             both = torch.tensor([summed, float(count)], device=self.trainable.device)
@@ -345,7 +365,7 @@ class Loop:
         return bool(self.settings.patience) and self.state["bad"] >= self.settings.patience
 
     def _finish_stage(self) -> None:
-        """Go back to the best epoch, or to where all began, and on to the next stage."""
+        """Go back to the best candidate, and on to the next stage."""
         if self.best:
             self._put(self.best)
         self.best = {}
@@ -364,32 +384,3 @@ def _schedule(step: int, total: int, warmup: float) -> float:
     """The share of the learning rate: a linear rise, then a linear fall to a twentieth."""
     warm = max(1, int(total * warmup))
     return min((step + 1) / warm, max(0.05, 1 - (step - warm) / max(1, total - warm)))
-
-
-def prompts_budget(trainable: Trainable, settings: recipes.Train) -> int:
-    """Bytes that kept prompts may take: the recipe's, or a quarter of what is free."""
-    if settings.prompts_mb is not None:
-        return settings.prompts_mb * 2**20
-    if trainable.device.type == "cuda":
-        import torch
-
-        return int(torch.cuda.mem_get_info(trainable.device)[0]) // 4
-    import psutil
-
-    return int(psutil.virtual_memory().available) // 4
-
-
-class Log:
-    """`log.jsonl`: one line a step, without those that came after the checkpoint gone on from."""
-
-    def __init__(self, path: Path, lines: int) -> None:
-        kept = path.read_bytes().splitlines(keepends=True)[:lines] if path.is_file() else []
-        path.write_bytes(b"".join(kept))
-        self._file = path.open("a", encoding="utf-8")
-
-    def __call__(self, line: dict[str, Any]) -> None:
-        print(json.dumps(line), file=self._file, flush=True)
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()

@@ -14,7 +14,15 @@ from cmgr import recipe as recipes
 from cmgr.base import Base, generation_prompt, segments, weights_folder
 from cmgr.errors import CmgrError, UsageError, missing_extra
 from cmgr.records import Example, Message
+from cmgr.threads import Pace, sleep_soon
 
+# what torch and its libraries say when memory is short; where they do, it is a RuntimeError
+_NO_MEMORY = (
+    *("CUDA out of memory", "CUDA error: out of memory", "MPS backend out of memory"),
+    *("HIP out of memory", "XPU out of memory"),
+    *("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory"),
+    *("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
+)
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj"]
 
 
@@ -42,6 +50,7 @@ class Trainable:
     def __init__(
         self, base: Base, settings: recipes.Recipe, folder: Path, say: Callable[[str], None]
     ) -> None:
+        sleep_soon()
         try:
             import accelerate
             import peft  # noqa: F401 - found out now, not after the loading
@@ -60,7 +69,10 @@ class Trainable:
         self.dtype = torch.bfloat16 if kind == "cuda" else torch.float32
         if kind == "cpu" and _by_onednn():
             why += "; products by oneDNN"
+        # other devices, and processes that wait for each other, have nothing to choose
         processes = self.accelerator.num_processes
+        choose = kind == "cpu" and processes == 1
+        self.pace = Pace(torch.get_num_threads() if choose else 1, torch.set_num_threads)
         with self.accelerator.main_process_first():
             self.reference, self.model, self.tokenizer = _load(self, settings, folder, why, say)
         if processes > 1:
@@ -182,7 +194,6 @@ def _load(
     say: Callable[[str], None],
 ) -> tuple[str, Any, Any]:
     """The reference of what is trained on, the model, its tokenizer."""
-    import torch
     import transformers
 
     base, source = trainable.base, settings.base.train_from
@@ -210,8 +221,11 @@ def _load(
         if not extra:
             model = model.to(trainable.device)
     except Exception as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
+        if out_of_memory(error):
+            raise CmgrError(
+                f"{place if source else base.gguf}: out of memory while it was loaded. Take a "
+                "smaller base, or train.quantize: 4bit (with base.train_from) on a CUDA device"
+            ) from error
         mend = "" if source else ". Name weights that it can: base.train_from: hf:OWNER/REPO"
         first = str(error).strip().partition("\n")[0]
         raise CmgrError(
@@ -250,6 +264,15 @@ def _four_bits(
     if find_spec("bitsandbytes") is None:
         raise missing_extra("qlora", "A 4-bit base")
     return True
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is short, and not only something of memory."""
+    import torch
+
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
 
 
 def checkpoint_layers(model: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from cmgr.errors import CmgrError
@@ -12,25 +13,37 @@ from cmgr.train.model import Trainable
 PROMPTS = 20
 COSINE_BAR = 0.98
 TOP1_BAR = 0.7  # of the base's own agreement
-AT_ONCE = 10
+AT_ONCE = 5  # so that something is heard of it now and then
 
 
 def parity(
-    trainable: Trainable, folder: Path, prompts: list[list[Message]], context: int
+    trainable: Trainable,
+    folder: Path,
+    prompts: list[list[Message]],
+    context: int,
+    tell: Callable[[int, int, str], None] = lambda done, total, what: None,
 ) -> dict[str, float]:
     """Next-token logits after the invocation: PEFT's own forward pass, and llama.cpp.
 
     Returns mean cosine and top-1 agreement of the adapter, and of the bare base on the same
     prompts (a quantised base's own arithmetic costs some). The likeliest token is the same, too,
     where the two are nearer to each other than the base's own arithmetic can tell. Raises CmgrError
-    below the bar.
+    below the bar. `tell` hears of (prompts done, in all, by which program).
     """
     import numpy as np
 
     from cmgr.runtime import Runtime
 
     ids = [trainable.prompt_tokens(messages) for messages in prompts]
-    ours = {name: _peft_logits(trainable, folder, ids, name) for name in ("adapter", "base")}
+    done, total = 0, 4 * len(prompts)  # adapter and base, here and there
+
+    def count(more: int, what: str) -> None:
+        nonlocal done
+        done += more
+        tell(done, total, what)
+
+    count(0, "PEFT")
+    ours = {name: _peft_logits(trainable, folder, ids, name, count) for name in ("adapter", "base")}
     theirs: dict[str, list[Logits]] = {"adapter": [], "base": []}
     runtime = Runtime(trainable.base, context)
     try:
@@ -41,6 +54,7 @@ def parity(
             for name, rows in theirs.items():
                 scales = {"adapter": 1.0} if name == "adapter" else {}
                 rows.append(runtime.next_logits(messages, scales))
+                count(1, "llama.cpp")
     finally:
         runtime.close()
     noise = float(np.mean(np.abs(np.asarray(ours["base"]) - np.asarray(theirs["base"]))))
@@ -68,7 +82,11 @@ def parity(
 
 
 def _peft_logits(
-    trainable: Trainable, folder: Path, prompts: list[list[int]], name: str
+    trainable: Trainable,
+    folder: Path,
+    prompts: list[list[int]],
+    name: str,
+    count: Callable[[int, str], None],
 ) -> list[Logits]:
     """The logits behind the invocation of each prompt, by PEFT over the base."""
     import torch
@@ -88,7 +106,7 @@ def _peft_logits(
                 ids[row, longest - len(tokens) :] = torch.tensor(tokens)
                 mask[row, longest - len(tokens) :] = 1
             where = (mask.cumsum(1) - 1).clamp(min=0)
-            with torch.no_grad():
+            with torch.no_grad(), trainable.pace.step(ids.numel(), "parity"):
                 logits = model(
                     input_ids=ids.to(trainable.device),
                     attention_mask=mask.to(trainable.device),
@@ -96,6 +114,7 @@ def _peft_logits(
                     logits_to_keep=1,
                 ).logits[:, -1]
             rows += list(logits.float().cpu().numpy())
+            count(len(whole), "PEFT")
     finally:
         if name == "adapter":
             model.unload()

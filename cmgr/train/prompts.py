@@ -13,7 +13,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
+from cmgr import recipe as recipes
 from cmgr.errors import CmgrError
+from cmgr.gguf_lora import head_size
 from cmgr.runtime.llama import common_prefix
 from cmgr.train.model import Item, Trainable
 
@@ -81,6 +83,13 @@ def stack(cache: Any, start: int) -> Any:
     )
 
 
+def cell_bytes(config: Any, dtype: Any) -> int:
+    """Bytes of one token's KV, by a model's configuration and the type that it computes in."""
+    text = config.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    return int(2 * text.num_hidden_layers * heads * head_size(text.to_dict()) * dtype.itemsize)
+
+
 def families(prompts: Sequence[tuple[int, ...]]) -> list[tuple[int, list[int]]]:
     """Prompts grouped by what they begin with, so that the fewest tokens are read.
 
@@ -113,6 +122,19 @@ def _split(
         return sum(s + sum(len(prompts[n]) - s for n in group) for s, group in families)
 
     return parts if cost(parts) < cost(whole) else whole
+
+
+def prompts_budget(trainable: Trainable, settings: recipes.Train) -> int:
+    """Bytes that kept prompts may take: the recipe's, or a quarter of what is free."""
+    if settings.prompts_mb is not None:
+        return settings.prompts_mb * 2**20
+    if trainable.device.type == "cuda":
+        import torch
+
+        return int(torch.cuda.mem_get_info(trainable.device)[0]) // 4
+    import psutil
+
+    return int(psutil.virtual_memory().available) // 4
 
 
 class Prompts:
@@ -166,15 +188,13 @@ class Prompts:
     @property
     def cell_bytes(self) -> int:
         """Bytes of one token's KV."""
-        config = self.trainable.model.config.get_text_config()
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return int(2 * config.num_hidden_layers * heads * size * self.trainable.dtype.itemsize)
+        return cell_bytes(self.trainable.model.config, self.trainable.dtype)
 
-    def read(self) -> None:
-        """Let the base read everything that is to be kept."""
+    def read(self, tell: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Let the base read everything that is to be kept; `tell` hears of prompts done, in all."""
         if self.where == "again":
             return
+        done, total = 0, sum(map(len, self._groups))
         for group in self._groups:
             found = self._compute(group)
             for item in group:
@@ -182,6 +202,8 @@ class Prompts:
                     self._kept[item.id] = found[item.id]
                 else:
                     self._write(item, found[item.id])
+            done += len(group)
+            tell(done, total)
 
     def close(self) -> None:
         """Forget all, on disk too."""
@@ -231,7 +253,8 @@ class Prompts:
         decoder = self.model.get_base_model().get_decoder()
         cache = new_cache(len(decoder.layers)) if past is None else past
         done = mask.shape[1] - ids.shape[1]
-        with torch.no_grad(), self.model.disable_adapter():
+        pace = self.trainable.pace.step(ids.numel(), "read")
+        with torch.no_grad(), self.model.disable_adapter(), pace:
             decoder(
                 input_ids=ids.to(device),
                 attention_mask=mask.to(device),

@@ -10,7 +10,7 @@ from cmgr.errors import CmgrError, MissingError
 from cmgr.recipe import RUNNING, SHARED, Culture, Recipe
 from cmgr.records import Example, make_id
 
-VERSION = 3  # counts up when the same inputs would give other adapters
+VERSION = 4  # counts up when the same inputs would give other adapters
 LEAST_GROUPS = 10  # with fewer pieces of evidence none is held back to choose the best epoch
 VARIANTS = {
     "shared": "one adapter for all cultures",

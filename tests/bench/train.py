@@ -3,23 +3,28 @@
     pip install trl && python tests/bench/train.py -w quickstart
     python tests/bench/train.py -w quickstart --random 2048x24 --device cuda
     python tests/bench/train.py -w quickstart --random 4096x32 --device cuda --quantize 4bit
+    python tests/bench/train.py -w quickstart --busy 2 --rounds 3
 
 Each contestant is a process of its own, so that its peak memory is its own. Tokens are those of
 the data, prompt and answer, per second and epoch. The accuracy is that of the held-out wordings,
 scored by llama.cpp with each contestant's exported adapter. `--random` trains a Llama of that
-hidden size and number of layers with random weights, for speed and memory alone.
+hidden size and number of layers with random weights, for speed and memory alone. `--busy N` trains
+the activated adapter alone and beside N processes that compute without end, with cmgr's choice of
+threads (cmgr/threads.py) and without it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 CONTESTANTS = ("trl", "standard", "activated")
@@ -78,6 +83,7 @@ def one(options: argparse.Namespace) -> dict[str, Any]:
 
     from cmgr.base import resolve
     from cmgr.synthesize import current_examples
+    from cmgr.threads import Pace
     from cmgr.train.model import Trainable
     from cmgr.train.variants import fit_examples
     from cmgr.workspace import Workspace
@@ -93,6 +99,8 @@ def one(options: argparse.Namespace) -> dict[str, Any]:
         e for e in fit_examples(recipe, current_examples(ws), options.culture) if e.stage == "task"
     ]
     trainable = Trainable(resolve(recipe.base.model), recipe, ws.folder, lambda _: None)
+    if options.plain:
+        trainable.pace = Pace(1, torch.set_num_threads)
     items = [trainable.item(e) for e in examples]
     tokens = options.epochs * sum(map(len, items))
     out = Path(tempfile.mkdtemp())
@@ -113,7 +121,7 @@ def one(options: argparse.Namespace) -> dict[str, Any]:
         # a forward and a backward pass through frozen weights, two operations a weight each
         "tflops": 4 * parameters * tokens / seconds / 1e12,
     }
-    if options.weights is None:
+    if options.weights is None and not options.speed:
         found["accuracy"] = accuracy(ws, trainable, out, options.culture)
     return found
 
@@ -218,6 +226,42 @@ def accuracy(ws: Any, trainable: Any, folder: Path, culture: str) -> float:
     return right / len(items)
 
 
+def beside_others(options: argparse.Namespace, words: list[str]) -> None:
+    """Rates alone and beside busy processes, with and without the choice of threads, by turns."""
+    rates: dict[tuple[bool, int], list[float]] = {}
+    for _ in range(options.rounds):
+        for plain in (True, False):
+            # libgomp's own count of spins, where a run has to be without cmgr's
+            spins = {"GOMP_SPINCOUNT": "300000"} if plain else {}
+            for count in (0, options.busy):
+                others = [
+                    subprocess.Popen([sys.executable, "-c", "while True: pass"])
+                    for _ in range(count)
+                ]
+                try:
+                    done = subprocess.run(
+                        [sys.executable, __file__, *words, "--one", "activated", "--speed"]
+                        + (["--plain"] if plain else []),
+                        stdout=subprocess.PIPE,
+                        text=True,
+                        check=True,
+                        env={**os.environ, **spins},
+                    )
+                finally:
+                    for other in others:
+                        other.kill()
+                        other.wait()
+                rate = json.loads(done.stdout.splitlines()[-1])["tokens_per_s"]
+                rates.setdefault((plain, count), []).append(rate)
+    found = {key: median(values) for key, values in rates.items()}
+    quiet = found[True, 0]
+    for (plain, count), rate in sorted(found.items()):
+        print(
+            f"{'without' if plain else 'with'} the choice of threads, beside {count} busy: "
+            f"{rate:.0f} tokens/s, {rate / quiet:.2f} of the quiet rate without"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("-w", "--workspace", type=Path, default=Path("quickstart"))
@@ -229,6 +273,9 @@ def main() -> None:
     parser.add_argument("--random", help="HIDDENxLAYERS: random weights of that shape")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--only", nargs="*", default=list(CONTESTANTS))
+    parser.add_argument("--busy", type=int, metavar="N", help="beside N busy processes")
+    parser.add_argument("--plain", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--speed", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--weights", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -239,6 +286,9 @@ def main() -> None:
         words = [*sys.argv[1:]]
         if options.random:
             words += ["--weights", str(random_base(options.random, Path(scratch)))]
+        if options.busy:
+            beside_others(options, words)
+            return
         best: dict[str, dict[str, float]] = {}
         for _ in range(options.rounds):
             for name in options.only:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import cmgr
 
 
@@ -75,6 +77,25 @@ def test_a_dry_run_writes_nothing(trained: Path) -> None:
     assert sorted(p.name for p in trained.rglob("*")) == before
     nothing = cmgr("train", "--dry-run", "--json", cwd=trained)
     assert json.loads(nothing.stdout)["cultures"] == []
+
+
+@pytest.mark.model
+def test_a_dry_run_counts_the_shared_adapter_and_the_reading_of_prompts(
+    trained: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "ws"
+    shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("adapters", "eval"))
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    recipe["train"] |= {"start": "shared"}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    done = cmgr("train", "--dry-run", "--json", "--culture", "japan", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    shared, japan = json.loads(done.stdout)["cultures"]
+    assert (shared["culture"], japan["culture"]) == ("shared", "japan")
+    assert shared["examples"] > 2 * japan["examples"] and shared["steps"] > japan["steps"]
+    for one in (shared, japan):
+        assert 0 < one["read_seconds"] < one["seconds"]
+    assert not (folder / "adapters").exists()
 
 
 @pytest.mark.model
