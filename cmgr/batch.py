@@ -179,7 +179,7 @@ def _answers(
     if not todo:
         return
     settings = ws.recipe.base
-    model = Model(resolve(settings.model, ws.folder))
+    model = Model(resolve(settings.model, ws.folder, settings.thinking))
     batch: Batch | None = None
     decisions: dict[str, Decision | None] = {}
     try:

@@ -88,7 +88,7 @@ def measure(ws: Workspace, prompts: int = 48, progress: Progress | None = None) 
 
     Raises MissingError where the workspace has no adapter.
     """
-    base = resolve(ws.recipe.base.model, ws.folder)
+    base = resolve(ws.recipe.base.model, ws.folder, ws.recipe.base.thinking)
     cultures = [
         c.id for c in ws.recipe.cultures if ws.path("adapters", c.id, "adapter.gguf").is_file()
     ]

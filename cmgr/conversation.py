@@ -182,7 +182,7 @@ class Conversation:
             name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(2)}.jsonl"
             self._log = ws.path("logs", "chat", name)
         settings = ws.recipe.base
-        base = resolve(settings.model, ws.folder)
+        base = resolve(settings.model, ws.folder, settings.thinking)
         self.routes = Routes(ws, mode, blend)
         self.runtime = Runtime(base, settings.context, settings.cache_mb)
         try:

@@ -22,7 +22,7 @@ def of(ws: Workspace) -> dict[str, Any]:
     held_out = Counter(e.culture for e in examples if e.split != "fit")
 
     def adapter(culture_id: str) -> str:
-        base = resolve(ws.recipe.base.model, ws.folder)
+        base = resolve(ws.recipe.base.model, ws.folder, ws.recipe.base.thinking)
         return _state(
             ws,
             f"train/{culture_id}",

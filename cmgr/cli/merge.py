@@ -95,7 +95,7 @@ def _combine(
     if any(culture.id == name for culture in ws.recipe.cultures):
         raise UsageError(f"--name {name}: that is a culture of the recipe. Choose another")
     given = _numbers(weights)
-    base = resolve(ws.recipe.base.model, ws.folder)
+    base = resolve(ws.recipe.base.model, ws.folder, ws.recipe.base.thinking)
     with ws.lock("cmgr merge"), progress() as show:
         facts = combine(
             [ws.path("adapters", one) for one in names],
@@ -141,7 +141,7 @@ def _bake(
 
     adapter = ws.path("adapters", name) if name else None
     if out.suffix == ".gguf":
-        base = resolve(ws.recipe.base.model, ws.folder)
+        base = resolve(ws.recipe.base.model, ws.folder, ws.recipe.base.thinking)
         with progress() as show:
             facts = bake.into_gguf(
                 base,

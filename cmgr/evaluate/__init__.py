@@ -83,7 +83,7 @@ def run(
     if isinstance(methods, Methods):
         able = methods
     else:
-        base = resolve(ws.recipe.base.model, ws.folder)
+        base = resolve(ws.recipe.base.model, ws.folder, ws.recipe.base.thinking)
         able = Methods(ws, base, methods, items, current_examples(ws))
     if interference:
         able.need_all("interference")
@@ -225,7 +225,7 @@ def _planned(ws: Workspace) -> tuple[list[Item], Methods, str]:
     items = of_examples(ws.recipe, pick(ws, examples))
     if not items:
         raise MissingError("no held-out items. Make them: cmgr synthesize")
-    base = resolve(ws.recipe.base.model, ws.folder)
+    base = resolve(ws.recipe.base.model, ws.folder, ws.recipe.base.thinking)
     able = Methods(ws, base, default_methods(ws), items, examples)
     if "routed" in able.lacking:
         raise MissingError(able.lacking["routed"])
@@ -256,7 +256,9 @@ def build(ws: Workspace, force: bool = False, progress: Progress | None = None) 
 
 def _tried(ws: Workspace, router: Router) -> list[dict[str, Any]]:
     """The recipe's prompts, each answered by the base and by whom the router names."""
-    runtime = Runtime(resolve(ws.recipe.base.model, ws.folder), ws.recipe.base.context)
+    runtime = Runtime(
+        resolve(ws.recipe.base.model, ws.folder, ws.recipe.base.thinking), ws.recipe.base.context
+    )
     found = []
     try:
         for prompt in ws.recipe.try_prompts:
