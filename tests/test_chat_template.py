@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Sequence
 from functools import lru_cache
@@ -430,14 +431,21 @@ def test_what_the_sandbox_refuses(source: str) -> None:
 
 
 @lru_cache
-def tokenizer(name: str) -> Any:
-    """SmolLM2's tokenizer with a family's special tokens and template."""
-    from transformers import AddedToken, AutoTokenizer
+def smollm2() -> Any:
+    from transformers import AutoTokenizer
 
     from cmgr.base import resolve
 
     gguf = resolve("smollm2").gguf
-    found = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
+    return AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
+
+
+@lru_cache
+def tokenizer(name: str) -> Any:
+    """SmolLM2's tokenizer with a family's special tokens and template."""
+    from transformers import AddedToken
+
+    found = copy.deepcopy(smollm2())
     family = FAMILIES[name]
     special = [AddedToken(w, special=True, normalized=False) for w in family.special.split()]
     found.add_special_tokens({"additional_special_tokens": special})
