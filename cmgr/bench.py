@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cmgr.base import resolve, threads
+from cmgr.base import base_of, threads
 from cmgr.errors import MissingError
 from cmgr.merge import combine
 from cmgr.records import Message
@@ -88,7 +88,7 @@ def measure(ws: Workspace, prompts: int = 48, progress: Progress | None = None) 
 
     Raises MissingError where the workspace has no adapter.
     """
-    base = resolve(ws.recipe.base.model, ws.folder)
+    base = base_of(ws)
     cultures = [
         c.id for c in ws.recipe.cultures if ws.path("adapters", c.id, "adapter.gguf").is_file()
     ]

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cmgr.base import resolve
+from cmgr.base import base_of
 from cmgr.errors import READ_ONLY, MissingError, UsageError
 from cmgr.records import Answer, Decision, Message, json_lines, make_id
 from cmgr.runtime import Runtime
@@ -208,7 +208,7 @@ class Conversation:
             name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(2)}.jsonl"
             self._log = ws.path("logs", "chat", name)
         settings = ws.recipe.base
-        base = resolve(settings.model, ws.folder)
+        base = base_of(ws)
         self.routes = Routes(ws, mode, blend)
         self.runtime = Runtime(base, settings.context, settings.cache_mb)
         try:

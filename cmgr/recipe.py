@@ -153,9 +153,14 @@ class Generator(Part):
 
 
 class Base(Part):
-    """The language model: one reference (see README), and optional weights to train from."""
+    """The language model: one reference (see README), and optional weights to train from.
+
+    `thinking`: whether its chat template, where it has a switch for that, lets it think first, in
+    training and in use.
+    """
 
     model: str = "smollm2"
+    thinking: bool = False
     train_from: str | None = None
     context: int = Field(default=2048, ge=256)
     cache_mb: int = Field(default=1024, ge=64)

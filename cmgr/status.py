@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cmgr import evaluate, review, search, synthesize
-from cmgr.base import resolve
+from cmgr.base import base_of
 from cmgr.errors import CmgrError
 from cmgr.router import fitting
 from cmgr.train import variants
@@ -42,7 +42,7 @@ def of(ws: Workspace) -> dict[str, Any]:
         if not variants.fit_examples(ws.recipe, examples, culture_id):
             none = NONE_ACCEPTED if fit[culture_id] else NO_EXAMPLES
             return MISSING if under_way else none
-        base = resolve(ws.recipe.base.model, ws.folder)
+        base = base_of(ws)
         return _state(
             ws,
             f"train/{culture_id}",

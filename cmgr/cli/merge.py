@@ -86,7 +86,7 @@ def _combine(
     force: bool,
     json: bool,
 ) -> None:
-    from cmgr.base import resolve
+    from cmgr.base import base_of
     from cmgr.errors import UsageError
     from cmgr.merge import combine
     from cmgr.tasks import ID
@@ -98,7 +98,7 @@ def _combine(
     if any(culture.id == name for culture in ws.recipe.cultures):
         raise UsageError(f"--name {name}: that is a culture of the recipe. Choose another")
     given = _numbers(weights)
-    base = resolve(ws.recipe.base.model, ws.folder)
+    base = base_of(ws)
     with ws.lock("cmgr merge"), progress() as show:
         facts = combine(
             [ws.path("adapters", one) for one in names],
@@ -155,11 +155,11 @@ def _bake(
 def _baked(
     ws: Workspace, adapter: Path | None, out: Path, quantize: str | None, force: bool
 ) -> dict[str, Any]:
-    from cmgr.base import resolve, weights_folder
+    from cmgr.base import base_of, weights_folder
     from cmgr.errors import UsageError
     from cmgr.merge import bake
 
-    base = resolve(ws.recipe.base.model, ws.folder)
+    base = base_of(ws)
     if out.suffix == ".gguf":
         with progress() as show:
             return bake.into_gguf(

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cmgr.base import Base, resolve
+from cmgr.base import Base, base_of
 from cmgr.errors import CmgrError, MissingError
 from cmgr.evaluate import free, tables
 from cmgr.evaluate.items import Item, of_examples, pick, problems
@@ -83,7 +83,7 @@ def run(
     if isinstance(methods, Methods):
         able = methods
     else:
-        base = resolve(ws.recipe.base.model, ws.folder)
+        base = base_of(ws)
         able = Methods(ws, base, methods, items, current_examples(ws))
     if interference:
         able.need_all("interference")
@@ -261,7 +261,7 @@ def _planned(ws: Workspace) -> tuple[list[Item], Methods, str]:
             "no held-out items. Make them: cmgr synthesize; or ask those of a file: "
             "cmgr eval --task TASK --data FILE"
         )
-    base = resolve(ws.recipe.base.model, ws.folder)
+    base = base_of(ws)
     able = Methods(ws, base, default_methods(ws), items, examples)
     if "routed" in able.lacking:
         raise MissingError(able.lacking["routed"])
@@ -300,7 +300,7 @@ def build(ws: Workspace, force: bool = False, progress: Progress | None = None) 
 
 def _tried(ws: Workspace, router: Router) -> list[dict[str, Any]]:
     """The recipe's prompts, each answered by the base and by whom the router names."""
-    runtime = Runtime(resolve(ws.recipe.base.model, ws.folder), ws.recipe.base.context)
+    runtime = Runtime(base_of(ws), ws.recipe.base.context)
     found = []
     try:
         for prompt in ws.recipe.try_prompts:

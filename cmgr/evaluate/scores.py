@@ -61,6 +61,7 @@ class Scores:
                 question.ask.turns,
                 question.options,
                 question.tokens,
+                *(["thinking"] if self._base.thinking else []),
             )
         return self._keys[question]
 

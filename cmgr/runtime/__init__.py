@@ -121,7 +121,7 @@ class Runtime:
         reader.read(self.prompt_tokens(messages))
         logits = self._invoke(reader, wanted)
         start = len(reader.kept) + len(self.model.invocation)
-        encoded = [self.model.tokenize(choice, control=False) for choice in choices]
+        encoded = [self.model.chat.answer(choice) for choice in choices]
         branch = Branch(ANSWER, start, logits, encoded)
         (totals,) = weigh(reader.context, [branch], ANSWER + 1, self.context - start)
         reader.context.drop(ANSWER)

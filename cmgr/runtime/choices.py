@@ -23,11 +23,11 @@ def encode_choices(model: Model, choices: Sequence[str]) -> list[list[int]]:
 
     Without it "5" would always be at least as likely as "50".
     """
-    encoded = [model.tokenize(choice, control=False) for choice in choices]
+    encoded = [model.chat.answer(choice) for choice in choices]
     nested = any(
         a is not b and len(a) < len(b) and b[: len(a)] == a for a in encoded for b in encoded
     )
-    return [[*tokens, model.eot] for tokens in encoded] if nested else encoded
+    return [[*tokens, *model.chat.end] for tokens in encoded] if nested else encoded
 
 
 def weigh(context: Context, branches: Sequence[Branch], free: int, cells: int) -> list[list[float]]:

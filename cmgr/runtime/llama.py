@@ -11,10 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cmgr.base import Base, generation_prompt, segments, template_hash, threads
+from cmgr.base import Base, threads
+from cmgr.chat_template import template_hash
+from cmgr.chat_tokens import ChatTokens, Kind
 from cmgr.errors import CmgrError, MissingError, UsageError
 from cmgr.loading import library, open_file
 from cmgr.records import Message
+from cmgr.template_rendering import Rules
 from cmgr.workspace import read_json
 
 Logits = npt.NDArray[np.float32]
@@ -35,7 +38,8 @@ def log_softmax(logits: Logits) -> npt.NDArray[np.float64]:
 class Model:
     """A base, memory-mapped, and the adapters that have been initialised over it.
 
-    Raises CmgrError when llama.cpp cannot load the file, UsageError when it has no chat template.
+    Raises CmgrError when llama.cpp cannot load the file, UsageError when it has no chat template,
+    or one that writes nothing before an answer.
     """
 
     def __init__(self, base: Base) -> None:
@@ -46,18 +50,17 @@ class Model:
             raise CmgrError(f"llama.cpp cannot load {base.gguf}: damaged, or an unknown kind")
         self.vocab = self.lib.llama_model_get_vocab(self.handle)
         self.n_vocab = int(self.lib.llama_vocab_n_tokens(self.vocab))
-        self.eot = int(self.lib.llama_vocab_eot(self.vocab))
-        if self.eot < 0:
-            self.eot = int(self.lib.llama_vocab_eos(self.vocab))
         raw = self.lib.llama_model_chat_template(self.handle, None)
         if not raw:
             raise UsageError(f"{base.gguf} carries no chat template: choose an instruct model")
         self.template: str = raw.decode()
-        self._bos = self._token_text(self.lib.llama_vocab_bos(self.vocab))
-        self._eos = self._token_text(self.lib.llama_vocab_eos(self.vocab))
-        self.invocation = self.tokenize(
-            generation_prompt(self.template, self._bos, self._eos), control=True
-        )
+        lib, vocab = self.lib, self.vocab
+        bos, eos = int(lib.llama_vocab_bos(vocab)), int(lib.llama_vocab_eos(vocab))
+        rules = Rules(self.template, self.token_text(bos), self.token_text(eos), base.thinking)
+        eot = int(lib.llama_vocab_eot(vocab))
+        self.chat = ChatTokens(rules, self, eot if eot >= 0 else eos)
+        self.invocation = self.chat.invocation
+        self.eot = self.chat.end[-1]
         self.adapters: dict[str, Any] = {}
         self.activated: set[str] = set()
 
@@ -67,6 +70,11 @@ class Model:
         lib, handle = self.lib, self.handle
         head = lib.llama_model_n_embd(handle) // lib.llama_model_n_head(handle)
         return int(4 * lib.llama_model_n_layer(handle) * lib.llama_model_n_head_kv(handle) * head)
+
+    @property
+    def template_hash(self) -> str:
+        """The chat template's hash, as the template lock compares it."""
+        return template_hash(self.template, self.base.thinking)
 
     def metadata(self, key: str) -> str | None:
         """A value of the GGUF's header, as text (the first 255 bytes); None where it is absent."""
@@ -82,9 +90,21 @@ class Model:
 
     # -- tokens ------------------------------------------------------------------------------
 
-    def _token_text(self, token: int) -> str:
+    def token_text(self, token: int) -> str:
+        """How a token is written; "" for one that the vocabulary does not have."""
         raw = self.lib.llama_vocab_get_text(self.vocab, token) if token >= 0 else None
         return raw.decode(errors="replace") if raw else ""
+
+    def token_kind(self, token: int) -> Kind:
+        """Whether a token is special, defined by a user but read in any text, or neither."""
+        attributes = int(self.lib.llama_vocab_get_attr(self.vocab, token))
+        if attributes & (self.lib.LLAMA_TOKEN_ATTR_CONTROL | self.lib.LLAMA_TOKEN_ATTR_UNKNOWN):
+            return "control"
+        return "defined" if attributes & self.lib.LLAMA_TOKEN_ATTR_USER_DEFINED else "plain"
+
+    def control_words(self) -> list[str]:
+        """How all control tokens are written."""
+        return [self.token_text(t) for t in range(self.n_vocab) if self.token_kind(t) == "control"]
 
     def tokenize(self, text: str, *, control: bool) -> list[int]:
         """Token ids; only with `control` are special tokens read as such."""
@@ -103,18 +123,12 @@ class Model:
         return buffer.raw[: max(count, 0)]
 
     def ends(self, token: int) -> bool:
-        """Whether a token ends an answer."""
-        return bool(self.lib.llama_vocab_is_eog(self.vocab, token))
+        """Whether a token ends an answer: the file says so, or the chat template ends one by it."""
+        return token == self.eot or bool(self.lib.llama_vocab_is_eog(self.vocab, token))
 
     def prompt_tokens(self, messages: Sequence[Message]) -> list[int]:
         """The tokens of a prompt up to, and without, the invocation tokens."""
-        parts = segments(
-            self.template, list(messages), generation=True, bos=self._bos, eos=self._eos
-        )
-        tokens = [t for part in parts for t in self.tokenize(part.text, control=part.control)]
-        if tokens[-len(self.invocation) :] != self.invocation:
-            raise UsageError("the chat template does not end in its own generation prompt")
-        return tokens[: -len(self.invocation)]
+        return self.chat.prompt(messages)
 
     # -- adapters ----------------------------------------------------------------------------
 
@@ -133,7 +147,7 @@ class Model:
         again = f"Train it again: cmgr train --culture {name} --force"
         for what, made, here in (
             ("base", manifest.get("base_fingerprint"), self.base.fingerprint),
-            ("chat template", manifest.get("template_hash"), template_hash(self.template)),
+            ("chat template", manifest.get("template_hash"), self.template_hash),
         ):
             if made != here:
                 raise CmgrError(

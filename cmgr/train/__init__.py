@@ -16,7 +16,8 @@ from typing import Any
 
 from cmgr import gguf_lora, review
 from cmgr import recipe as recipes
-from cmgr.base import Base, resolve, template_hash
+from cmgr.base import Base, base_of
+from cmgr.chat_template import template_hash
 from cmgr.errors import CmgrError, UsageError
 from cmgr.records import Example, now
 from cmgr.search import current_evidence
@@ -126,7 +127,7 @@ def planned(
     """What is to be trained, and on which base."""
     examples = bare_examples(ws) if variant == "no-evidence" else current_examples(ws)
     check(ws.recipe, examples)
-    base = resolve(ws.recipe.base.model, ws.folder)
+    base = base_of(ws)
     every = variants.wanted(ws.recipe, base, examples, cultures, variant, begin)
     return [w for w in every if force or not ws.is_current(f"train/{w.name}", w.inputs)], base
 
@@ -274,7 +275,7 @@ def _finish(
     whose = {e.culture for e in examples}
     lock = {
         "base_fingerprint": trainable.base.fingerprint,
-        "template_hash": template_hash(trainable.template),
+        "template_hash": template_hash(trainable.template, trainable.base.thinking),
     }
     evidence = [p for p in current_evidence(ws) if p.culture in whose]
     licences = {p.license for p in evidence if p.license}

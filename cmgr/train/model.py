@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from cmgr import recipe as recipes
-from cmgr.base import Base, generation_prompt, segments, weights_folder
+from cmgr.base import Base, weights_folder
+from cmgr.chat_tokens import ChatTokens
 from cmgr.errors import CmgrError, UsageError, missing_extra
 from cmgr.records import Example, Message
+from cmgr.template_rendering import Rules
 from cmgr.threads import Pace, sleep_soon
+from cmgr.train.tokenizer import TransformersTokenizer
 
 # what torch and its libraries say when memory is short; where they do, it is a RuntimeError
 _NO_MEMORY = (
@@ -79,11 +82,15 @@ class Trainable:
             say(f"train: {processes} processes share each batch")
         self.model.requires_grad_(False)
         self.model.eval()
-        self.template = str(self.tokenizer.chat_template)
-        bos, eos = self.tokenizer.bos_token or "", self.tokenizer.eos_token or ""
-        self._marks = {"bos": bos, "eos": eos}
-        self.invocation = self.tokenize(generation_prompt(self.template, bos, eos), control=True)
-        self.end = int(self.tokenizer.eos_token_id)
+        tokenizer = self.tokenizer
+        if not tokenizer.chat_template:
+            raise UsageError(f"{self.reference} has no chat template: choose an instruct model")
+        self.template = str(tokenizer.get_chat_template())
+        bos, eos = tokenizer.bos_token or "", tokenizer.eos_token or ""
+        rules = Rules(self.template, bos, eos, base.thinking)
+        self.end = int(tokenizer.eos_token_id)  # also what pads
+        self.chat = ChatTokens(rules, TransformersTokenizer(tokenizer), self.end)
+        self.invocation = self.chat.invocation
         if settings.train.gradient_checkpointing:
             checkpoint_layers(self.model)
 
@@ -92,26 +99,17 @@ class Trainable:
         """Whether this process is the one that writes."""
         return bool(self.accelerator.is_main_process)
 
-    def tokenize(self, text: str, *, control: bool) -> list[int]:
-        """Token ids; only with `control` are special tokens read as such (as in the runtime)."""
-        tokens = self.tokenizer(
-            text, add_special_tokens=False, split_special_tokens=not control
-        ).input_ids
-        return [int(t) for t in tokens]
-
-    def prompt_tokens(self, messages: list[Message]) -> list[int]:
+    def prompt_tokens(self, messages: Sequence[Message]) -> list[int]:
         """The tokens before the invocation, the same as the runtime's."""
-        parts = segments(self.template, messages, generation=True, **self._marks)
-        tokens = [t for part in parts for t in self.tokenize(part.text, control=part.control)]
-        return tokens[: -len(self.invocation)]
+        return self.chat.prompt(messages)
 
     def item(self, example: Example) -> Item:
         """One example as token ids. Raises CmgrError for one that cannot be trained on."""
-        answer = self.tokenize(example.answer, control=False)
+        answer = self.chat.answer(example.answer)
         item = Item(
             example.id,
             tuple(self.prompt_tokens(example.messages)),
-            (*self.invocation, *answer, self.end),
+            (*self.invocation, *answer, *self.chat.end),
         )
         if not answer:
             raise CmgrError(

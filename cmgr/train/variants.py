@@ -136,6 +136,7 @@ def wanted_inputs(
             for e in mine
         ),
         *([start] if start else []),
+        *(["thinking"] if base.thinking else []),
     )
 
 

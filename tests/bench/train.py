@@ -199,7 +199,7 @@ def with_trl(
 def accuracy(ws: Any, trainable: Any, folder: Path, culture: str) -> float:
     """The share of held-out wordings whose right option is the likeliest, by llama.cpp."""
     from cmgr import gguf_lora
-    from cmgr.base import template_hash
+    from cmgr.chat_template import template_hash
     from cmgr.runtime import Runtime
     from cmgr.synthesize import current_examples
     from cmgr.workspace import write_json
@@ -207,7 +207,7 @@ def accuracy(ws: Any, trainable: Any, folder: Path, culture: str) -> float:
     gguf_lora.export(folder, folder / "adapter.gguf", trainable.model.config.to_dict())
     lock = {
         "base_fingerprint": trainable.base.fingerprint,
-        "template_hash": template_hash(trainable.template),
+        "template_hash": template_hash(trainable.template, trainable.base.thinking),
     }
     write_json(folder / "manifest.json", lock)
     items = [
