@@ -16,6 +16,7 @@ from cmgr.base import Base, generation_prompt, segments, template_hash, threads
 from cmgr.errors import CmgrError, MissingError, UsageError
 from cmgr.loading import library, open_file
 from cmgr.records import Message
+from cmgr.threads import Pace
 from cmgr.workspace import read_json
 
 Logits = npt.NDArray[np.float32]
@@ -62,6 +63,11 @@ class Model:
         )
         self.adapters: dict[str, Any] = {}
         self.activated: set[str] = set()
+        self.threads = threads()
+        self.pace = Pace(self.threads, self._use_threads)
+
+    def _use_threads(self, count: int) -> None:
+        self.threads = count
 
     @cached_property
     def cell_bytes(self) -> int:
@@ -207,7 +213,7 @@ class Context:
         settings.n_batch = settings.n_ubatch = BATCH
         settings.n_seq_max = sequences
         settings.kv_unified = True  # one pool of cells: a copied prefix takes no memory
-        settings.n_threads = settings.n_threads_batch = threads()
+        self._threads = settings.n_threads = settings.n_threads_batch = model.threads
         self.cells = cells
         self.sequences = sequences
         self.handle = lib.llama_init_from_model(model.handle, settings)
@@ -259,7 +265,11 @@ class Context:
                 batch.n_seq_id[i] = 1
                 batch.seq_id[i][0] = sequence
                 batch.logits[i] = wanted
-            code = self.lib.llama_decode(self.handle, batch)
+            with self.model.pace.step(len(chunk), "adapted" if self._active else ""):
+                if self._threads != self.model.threads:
+                    self._threads = self.model.threads
+                    self.lib.llama_set_n_threads(self.handle, self._threads, self._threads)
+                code = self.lib.llama_decode(self.handle, batch)
             if code:
                 raise CmgrError(
                     f"the context of {self.cells} tokens is full. Ask for less at once, or "
