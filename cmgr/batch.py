@@ -41,7 +41,7 @@ class Line(BaseModel):
     choices: list[str] = []
     max_tokens: int | None = Field(default=None, ge=1)
     temperature: float | None = Field(default=None, ge=0)
-    seed: int | None = None
+    seed: int | None = Field(default=None, ge=0)
     stop: str | list[str] = []
 
     @model_validator(mode="after")

@@ -9,20 +9,23 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from conftest import cmgr
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cmgr import batch as files
 from cmgr.base import resolve
 from cmgr.conversation import Routes
+from cmgr.errors import CmgrError
 from cmgr.records import Message
 from cmgr.runtime import Runtime
 from cmgr.runtime.batch import Batch, Job, Outcome
 from cmgr.runtime.choices import encode_choices
+from cmgr.runtime.llama import Context
 from cmgr.runtime.text import Writer
 from cmgr.workspace import Workspace
 
@@ -131,6 +134,95 @@ def test_a_prompt_too_long_fails_alone(runtime: Runtime) -> None:
     long, fine = run(runtime, jobs, context=256)
     assert long.error and "context holds 256" in long.error
     assert fine.error is None and fine.response
+
+
+@pytest.mark.model
+def test_one_prompt_three_hundred_times_does_not_end_the_process(
+    trained: Path, tmp_path: Path
+) -> None:
+    """Answers filled all sequences of llama.cpp, and choices took the one after them: SIGABRT."""
+    line = {"prompt": "Do I tip a waiter?", "choices": ["yes, ten percent", "no, never at all"]}
+    lines: list[object] = [{"id": number, **line} for number in range(300)]
+    file = write(tmp_path / "in.jsonl", lines)
+    done = cmgr("chat", "-w", str(trained), "--base", "--batch", str(file), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = answers(done.stdout)
+    assert len(found) == 300 and len({str(a["choice_probabilities"]) for a in found}) < 10
+
+
+@pytest.mark.model
+def test_two_families_of_long_prompts_fit(runtime: Runtime) -> None:
+    """The second family's room was reckoned with the prefix of the first."""
+    systems = [Message(role="system", content="Answer as they do there. " * n) for n in (90, 110)]
+    jobs = [
+        Job([system, *say(f"{p} ({n})")], {}, ["Yes", "No"])
+        for system in systems
+        for n in range(3)
+        for p in PROMPTS[:6]
+    ]
+    small = run(runtime, jobs, context=1024, cache_mb=36)
+    assert [o.error for o in small] == [None] * len(jobs)
+
+
+FAMILIES = st.lists(
+    st.tuples(
+        st.sampled_from([0, 3, 30, 45]),  # the length of what its prompts begin with
+        st.integers(1, 6),  # how many prompts
+        st.integers(1, 3),  # how often each
+        st.sampled_from(SETS),
+        st.sampled_from([(), ("Yes", "No"), ("They bow deeply from the waist.", "No", "Ten")]),
+        st.integers(1, 20),  # tokens of an answer
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+@pytest.mark.model
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@given(FAMILIES, st.sampled_from([4, 8, 12, 20]))
+def test_whatever_fits_alone_is_answered(
+    runtime: Runtime, families: list[tuple[Any, ...]], cache_mb: int
+) -> None:
+    jobs = [
+        Job([Message(role="system", content="Answer shortly. " * size), *say(p)], s, c, length)
+        for number, (size, count, times, s, c, length) in enumerate(families)
+        for p in [f"{number}. {PROMPTS[i % len(PROMPTS)]} {i}" for i in range(count)]
+        for _ in range(times)
+    ]
+    for job, outcome in zip(jobs, run(runtime, jobs, context=256, cache_mb=cache_mb), strict=True):
+        assert outcome.error is None
+        if job.choices:
+            assert len(outcome.choice_logprobs or []) == len(job.choices)
+
+
+@pytest.mark.model
+def test_scales_beyond_all_bounds_fail_alone(runtime: Runtime) -> None:
+    jobs = [
+        Job(say("Hello"), {"japan": 1e300}, max_tokens=4, temperature=1.0),
+        Job(say("Hello"), {"japan": 1e300}, ["Yes", "No"]),
+        Job(say("Hello"), max_tokens=4),
+    ]
+    one, two, fine = run(runtime, jobs)
+    assert one.error and two.error and "finite" in one.error and one.error == two.error
+    assert fine.error is None and fine.response
+    with pytest.raises(CmgrError, match="finite"):
+        runtime.score(say("Hello"), ["Yes", "No"], {"japan": 1e300})
+
+
+@pytest.mark.model
+def test_a_sequence_that_is_not_there_is_an_error(runtime: Runtime) -> None:
+    context = Context(runtime.model, 256, 2)
+    try:
+        for call in (
+            lambda: context.copy(0, 2),
+            lambda: context.drop(2),
+            lambda: context.decode([(1, 0, 2, True)]),
+        ):
+            with pytest.raises(CmgrError, match="no sequence 2"):
+                call()
+    finally:
+        context.close()
 
 
 @pytest.mark.model

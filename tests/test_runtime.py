@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tiny_base
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +16,7 @@ from cmgr.errors import CmgrError, MissingError, UsageError
 from cmgr.loading import never_into_amx
 from cmgr.records import Message
 from cmgr.runtime import Runtime
-from cmgr.runtime.llama import Reader
+from cmgr.runtime.llama import Context, Model, Reader
 from cmgr.workspace import read_json, write_json
 
 pytestmark = pytest.mark.model
@@ -198,6 +199,34 @@ def test_adapters_change_the_answer_and_the_base_stays(runtime: Runtime) -> None
     assert not np.array_equal(base, japan)
     assert np.array_equal(runtime.next_logits(QUESTION, {}), base)
     assert np.array_equal(runtime.next_logits(QUESTION, {"japan": 1.0}), japan)
+
+
+@pytest.mark.parametrize(
+    ("arch", "head", "kv_heads"),
+    [
+        ("llama", 8, [2, 2]),  # embedding / heads
+        ("qwen3", 16, [2, 2]),
+        ("gemma3", 32, [1, 1, 1]),
+        ("deci", 16, [2, 4, 1]),  # a list, one number a layer
+    ],
+)
+def test_the_size_of_a_cell_is_what_llama_cpp_keeps(
+    tmp_path: Path, arch: str, head: int, kv_heads: list[int]
+) -> None:
+    """Heads were taken to be embedding / heads large: `cache_mb` was exceeded twofold."""
+    model = Model(tiny_base.write(tmp_path / "tiny.gguf", arch, head, kv_heads))
+    context = Context(model, 256, 2)
+    try:
+        sizes = []
+        for position in range(2):
+            context.decode([(1, position, 0, False)])
+            sizes.append(model.lib.llama_state_seq_get_size(context.handle, 0))
+        beside = sizes[1] - sizes[0] - model.cell_bytes  # its place and sequences
+        assert model.cell_bytes == 2 * 2 * sum(kv_heads) * head and 0 <= beside <= 32
+        assert context.nbytes == 256 * model.cell_bytes
+    finally:
+        context.close()
+        model.close()
 
 
 @pytest.mark.parametrize(("system", "extra"), [(b"AMX_INT8 = 1 |", False), (b"AVX2 = 1 |", True)])

@@ -63,7 +63,7 @@ def command(
     temperature: Annotated[
         float, typer.Option("--temperature", min=0.0, help="0 takes the likeliest token")
     ] = 0.0,
-    seed: Annotated[int, typer.Option("--seed", help="For a temperature above 0")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="For a temperature above 0")] = 0,
     json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:

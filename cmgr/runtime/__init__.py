@@ -16,11 +16,13 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cmgr.base import Base
-from cmgr.errors import UsageError
+from cmgr.errors import CmgrError, UsageError
 from cmgr.records import Message
 from cmgr.runtime.choices import Branch, weigh
-from cmgr.runtime.llama import Logits, Model, Reader, Scales
+from cmgr.runtime.llama import NOT_FINITE, Logits, Model, Reader, Scales, too_long
 from cmgr.runtime.text import Writer
 
 ANSWER = 1  # the sequence of the answer being written; choices take those after it
@@ -122,9 +124,14 @@ class Runtime:
         logits = self._invoke(reader, wanted)
         start = len(reader.kept) + len(self.model.invocation)
         encoded = [self.model.chat.answer(choice) for choice in choices]
+        need = start + max(map(len, encoded))
+        if need > self.context:
+            raise too_long(need, self.context)
         branch = Branch(ANSWER, start, logits, encoded)
         (totals,) = weigh(reader.context, [branch], ANSWER + 1, self.context - start)
         reader.context.drop(ANSWER)
+        if not np.isfinite(totals).all():
+            raise CmgrError(NOT_FINITE)
         return [total / len(tokens) for total, tokens in zip(totals, encoded, strict=True)]
 
     def generate(

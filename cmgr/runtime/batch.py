@@ -13,10 +13,19 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cmgr.errors import UsageError
+from cmgr.errors import CmgrError, UsageError
 from cmgr.records import Message
 from cmgr.runtime.choices import Branch, encode_choices, weigh
-from cmgr.runtime.llama import Context, Logits, Model, Scales, Token, common_prefix, too_long
+from cmgr.runtime.llama import (
+    NOT_FINITE,
+    Context,
+    Logits,
+    Model,
+    Scales,
+    Token,
+    common_prefix,
+    too_long,
+)
 from cmgr.runtime.text import Writer
 
 # llama.cpp has 256 sequences: one for the shared prefix, the rest for prompts and their copies
@@ -91,9 +100,9 @@ class Batch:
         self.model = model
         self.limit = context
         cells = max(context, min(CELLS, cache_mb * 2**20 // model.cell_bytes))
-        self.context = Context(model, cells // 256 * 256 or 256, SEQUENCES)
+        self.context = Context(model, -(-cells // 256) * 256, SEQUENCES)
         self._used = 0  # cells of the prompts that are in
-        self._prefix: list[int] = []
+        self._prefix: list[int] = []  # what the sequence PREFIX holds, read under `_reader`
         self._reader: Scales = ()
 
     def close(self) -> None:
@@ -125,7 +134,7 @@ class Batch:
         group: list[_Prompt] = []
         reader: Scales = ()
         for (wanted, _), prompt in ordered:
-            if group and (wanted != reader or not self._fits([*group, prompt])):
+            if group and (wanted != reader or not self._fits(reader, [*group, prompt])):
                 yield from self._group(reader, group)
                 group = []
             reader = wanted
@@ -140,9 +149,9 @@ class Batch:
         if not all(job.choices):
             raise UsageError("choices must be texts that are not empty")
         encoded = encode_choices(self.model, job.choices)
-        need = len(tokens) + len(self.model.invocation) + 1
-        if need + max(map(len, encoded), default=0) > self.limit:
-            raise too_long(tokens, self.limit)
+        need = len(tokens) + len(self.model.invocation) + max(map(len, encoded), default=1)
+        if need > self.limit:
+            raise too_long(need, self.limit)
         return encoded
 
     def _room(self, task: _Task) -> int:
@@ -152,11 +161,27 @@ class Batch:
             return invocation
         return min(invocation + task.job.max_tokens, self.limit - len(task.prompt.tokens))
 
-    def _fits(self, group: Sequence[_Prompt]) -> bool:
+    def _prefix_of(self, reader: Scales, group: Sequence[_Prompt]) -> tuple[int, list[int]]:
+        """For a group: how many tokens of the kept prefix serve it, and the prefix to read it by.
+
+        The prefix is what all its prompts begin with, where that is long enough to be read apart,
+        and otherwise what they share with the prefix of the group before.
+        """
+        kept = self._prefix if reader == self._reader else []
+        # what the smallest and the largest list begin with, all between them begin with
+        first, last = min(p.tokens for p in group), max(p.tokens for p in group)
+        shared = first[: common_prefix(first, last)]
+        same = common_prefix(kept, shared)
+        apart = len(group) > 1 and len(shared) - same >= WORTH
+        return same, shared if apart else shared[:same]
+
+    def _fits(self, reader: Scales, group: Sequence[_Prompt]) -> bool:
+        """Whether the cells hold a group's prompts and, beside them, the longest answer."""
         if len(group) > PROMPTS:
             return False
-        read = sum(len(p.tokens) for p in group) - len(group) * len(self._prefix)
-        return read + len(self._prefix) + self.limit <= self.context.cells
+        _, prefix = self._prefix_of(reader, group)
+        read = len(prefix) + sum(len(p.tokens) - len(prefix) for p in group)
+        return read + self.limit <= self.context.cells
 
     # -- one group ---------------------------------------------------------------------------
 
@@ -168,8 +193,9 @@ class Batch:
             for scales in sorted({s for prompt in group for s in prompt.tasks}):
                 todo = [task for prompt in group for task in prompt.tasks.get(scales, ())]
                 while todo:
-                    count = self._portion(todo[: SEQUENCES - 1 - len(group)])
-                    yield from self._answer(scales, places, todo[:count], len(group) + 1)
+                    free = len(group) + 1
+                    count = self._portion(todo, free)
+                    yield from self._answer(scales, places, todo[:count], free)
                     todo = todo[count:]
         except BaseException:
             context.clear()
@@ -181,18 +207,15 @@ class Batch:
     def _read(self, reader: Scales, group: list[_Prompt]) -> None:
         """Read a group's prompts into sequences 1.., what they share only once."""
         context = self.context
+        same, prefix = self._prefix_of(reader, group)
         if reader != self._reader:
             context.clear()
-            self._prefix, self._reader = [], reader
+            self._reader = reader
         context.use(reader)
-        first, last = min(p.tokens for p in group), max(p.tokens for p in group)
-        shared = first[: common_prefix(first, last)]
-        same = common_prefix(self._prefix, shared)
         context.drop(PREFIX, same)
-        self._prefix = self._prefix[:same]
-        if len(shared) - same >= WORTH and len(group) > 1:
-            context.decode([(t, i, PREFIX, False) for i, t in enumerate(shared) if i >= same])
-            self._prefix = shared
+        self._prefix = prefix[:same]
+        context.decode([(t, i, PREFIX, False) for i, t in enumerate(prefix) if i >= same])
+        self._prefix = prefix
         items: list[Token] = []
         start = len(self._prefix)
         for place, prompt in enumerate(group, PREFIX + 1):
@@ -202,12 +225,20 @@ class Batch:
         context.decode(items)
         self._used = start + len(items)
 
-    def _portion(self, todo: list[_Task]) -> int:
-        """How many of these answers there are cells for, one at least."""
-        free = self.context.cells - self._used
+    def _portion(self, todo: Sequence[_Task], free: int) -> int:
+        """How many of these answers there is room for at once, one at least.
+
+        `free`: the first free sequence. Choices are computed in copies: half of the sequences, and
+        the cells of the longest choice, are kept for them.
+        """
+        sequences = SEQUENCES - free
+        cells = self.context.cells - self._used
+        copies = 0  # cells that the longest choice takes
         for count, task in enumerate(todo):
-            free -= self._room(task)
-            if free < 0 and count:
+            cells -= self._room(task)
+            copies = max(copies, *(len(tokens) - 1 for tokens in task.encoded), 0)
+            places = sequences // 2 if copies else sequences
+            if count and (count >= places or cells < copies):
                 return count
         return len(todo)
 
@@ -234,7 +265,12 @@ class Batch:
         while going:
             items, rest = [], []
             for answer in going:
-                token, text = answer.writer.next(answer.logits)
+                try:
+                    token, text = answer.writer.next(answer.logits)
+                except CmgrError as error:
+                    context.drop(answer.sequence)
+                    yield answer.task.number, Outcome(error=str(error))
+                    continue
                 answer.text += text
                 if token is None or answer.position >= self.limit:
                     context.drop(answer.sequence)
@@ -256,7 +292,10 @@ class Batch:
         for answer, sums in zip(answers, totals, strict=True):
             self.context.drop(answer.sequence)
             number, outcome = self._outcome(answer)
-            outcome.choice_logprobs = sums
+            if np.isfinite(sums).all():
+                outcome.choice_logprobs = sums
+            else:
+                outcome.error = NOT_FINITE
             yield number, outcome
 
     def _outcome(self, answer: _Answer) -> tuple[int, Outcome]:

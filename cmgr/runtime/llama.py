@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from cmgr.errors import CmgrError, MissingError, UsageError
 from cmgr.loading import library, open_file
 from cmgr.records import Message
 from cmgr.template_rendering import Rules
+from cmgr.threads import Pace
 from cmgr.workspace import read_json
 
 Logits = npt.NDArray[np.float32]
@@ -25,6 +27,7 @@ Scales = tuple[tuple[str, float], ...]  # adapters at work, sorted by name; () i
 Token = tuple[int, int, int, bool]  # token, position, sequence, whether its logits are wanted
 
 BATCH = 512
+NOT_FINITE = "the model computes no finite numbers under these adapters. Give them lower scales"
 
 
 def log_softmax(logits: Logits) -> npt.NDArray[np.float64]:
@@ -63,13 +66,37 @@ class Model:
         self.eot = self.chat.end[-1]
         self.adapters: dict[str, Any] = {}
         self.activated: set[str] = set()
+        self.threads = threads()
+        self.pace = Pace(self.threads, self._use_threads)
 
-    @property
+    def _use_threads(self, count: int) -> None:
+        self.threads = count
+
+    @cached_property
     def cell_bytes(self) -> int:
-        """About how much memory the KV of one token takes (f16 keys and values)."""
+        """How much memory the KV of one token takes: f16 keys and values of all layers.
+
+        Heads have the size that the model's metadata gives them (Qwen3's and Gemma's are not
+        embedding / heads), and each layer its own number where it is a list.
+        """
         lib, handle = self.lib, self.handle
-        head = lib.llama_model_n_embd(handle) // lib.llama_model_n_head(handle)
-        return int(4 * lib.llama_model_n_layer(handle) * lib.llama_model_n_head_kv(handle) * head)
+        arch = self.metadata("general.architecture")
+        head = int(lib.llama_model_n_embd(handle)) // int(lib.llama_model_n_head(handle) or 1)
+        sizes = [
+            int(self.metadata(f"{arch}.attention.{part}_length") or head)
+            for part in ("key", "value")
+        ]
+        heads = int(lib.llama_model_n_layer(handle)) * int(lib.llama_model_n_head_kv(handle))
+        if self.metadata(f"{arch}.attention.head_count_kv") is None:
+            heads = sum(self._listed(f"{arch}.attention.head_count_kv")) or heads
+        return max(1, 2 * heads * sum(sizes))
+
+    def _listed(self, key: str) -> list[int]:
+        """The numbers of a list in the GGUF's header; llama.cpp tells of single values only."""
+        import gguf
+
+        field = gguf.GGUFReader(self.base.gguf).fields.get(key)
+        return list(field.contents()) if field else []
 
     @property
     def template_hash(self) -> str:
@@ -200,7 +227,7 @@ class Context:
         settings.n_batch = settings.n_ubatch = BATCH
         settings.n_seq_max = sequences
         settings.kv_unified = True  # one pool of cells: a copied prefix takes no memory
-        settings.n_threads = settings.n_threads_batch = threads()
+        self._threads = settings.n_threads = settings.n_threads_batch = model.threads
         self.cells = cells
         self.sequences = sequences
         self.handle = lib.llama_init_from_model(model.handle, settings)
@@ -240,6 +267,7 @@ class Context:
 
         Raises CmgrError when the cells are used up.
         """
+        self._check(*{item[2] for item in items})
         rows: list[Logits] = []
         batch, shape = self._batch, (self.model.n_vocab,)
         for start in range(0, len(items), BATCH):
@@ -251,7 +279,11 @@ class Context:
                 batch.n_seq_id[i] = 1
                 batch.seq_id[i][0] = sequence
                 batch.logits[i] = wanted
-            code = self.lib.llama_decode(self.handle, batch)
+            with self.model.pace.step(len(chunk), "adapted" if self._active else ""):
+                if self._threads != self.model.threads:
+                    self._threads = self.model.threads
+                    self.lib.llama_set_n_threads(self.handle, self._threads, self._threads)
+                code = self.lib.llama_decode(self.handle, batch)
             if code:
                 raise CmgrError(
                     f"the context of {self.cells} tokens is full. Ask for less at once, or "
@@ -265,12 +297,19 @@ class Context:
                     rows.append(np.ctypeslib.as_array(row, shape=shape).copy())
         return np.stack(rows) if rows else np.empty((0, *shape), np.float32)
 
+    def _check(self, *sequences: int) -> None:
+        """Raise CmgrError for a sequence that is not there: llama.cpp would end the process."""
+        if any(not 0 <= sequence < self.sequences for sequence in sequences):
+            raise CmgrError(f"no sequence {max(sequences)}: this context has {self.sequences}")
+
     def copy(self, source: int, target: int, start: int = -1) -> None:
         """Let `target` share the KV of `source` from position `start` on: nothing is computed."""
+        self._check(source, target)
         self.lib.llama_memory_seq_cp(self.memory, source, target, start, -1)
 
     def drop(self, sequence: int, start: int = 0) -> bool:
         """Forget a sequence from position `start` on; False where the model cannot do that."""
+        self._check(sequence)
         return bool(self.lib.llama_memory_seq_rm(self.memory, sequence, start, -1))
 
     def clear(self) -> None:
@@ -295,8 +334,9 @@ class Reader:
 
         Raises UsageError when they leave no room for an answer.
         """
-        if len(tokens) + len(self.model.invocation) >= self.context.cells:
-            raise too_long(tokens, self.context.cells)
+        need = len(tokens) + len(self.model.invocation) + 1
+        if need > self.context.cells:
+            raise too_long(need, self.context.cells)
         same = common_prefix(self.kept, tokens)
         self.kept = self.kept[:same]
         if not self.context.drop(0, same):  # memory that cannot be cut, as in recurrent models
@@ -317,10 +357,10 @@ class Reader:
         self.kept = []
 
 
-def too_long(tokens: Sequence[int], context: int) -> UsageError:
-    """The error for a prompt that leaves no room for its answer."""
+def too_long(need: int, context: int) -> UsageError:
+    """The error for a prompt that, with its answer, needs more tokens than there are."""
     return UsageError(
-        f"the prompt has {len(tokens)} tokens, the context holds {context}. "
+        f"the prompt needs {need} tokens with its answer, the context holds {context}. "
         "Shorten it, or raise base.context in the recipe"
     )
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cmgr.runtime.llama import Logits, Model, log_softmax
+from cmgr.errors import CmgrError
+from cmgr.runtime.llama import NOT_FINITE, Logits, Model, log_softmax
 
 
 class Writer:
@@ -31,7 +32,12 @@ class Writer:
         self._held = ""
 
     def next(self, logits: Logits) -> tuple[int | None, str]:
-        """Choose a token: the one to compute next (None at the end), and text that is certain."""
+        """Choose a token: the one to compute next (None at the end), and text that is certain.
+
+        Raises CmgrError where the logits are not finite.
+        """
+        if not np.isfinite(logits.max()):  # the maximum of what holds a NaN is NaN
+            raise CmgrError(NOT_FINITE)
         token = self._sample(logits)
         if self.model.ends(token):
             return None, ""
