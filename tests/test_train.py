@@ -531,14 +531,19 @@ def test_a_kill_while_an_adapter_is_put_in_use_loses_nothing(
 def test_a_kill_after_the_last_step_costs_no_training(trained: Path, tmp_path: Path) -> None:
     folder = tmp_path / "ws"
     shutil.copytree(trained, folder)
+    work, target = folder / "adapters" / ".japan.part", folder / "adapters" / "japan"
+    shutil.copytree(target, work)  # as training leaves it
+    (work / "inputs").write_text(str((read_json(work / "manifest.json") or {})["inputs"]))
     code = (
-        "import os, sys; from cmgr.train import checkpoint\n"
-        "checkpoint.drop = lambda folder: list(folder.glob('checkpoint-*')) and os._exit(9)\n"
-        "sys.argv = ['cmgr', 'train', '--culture', 'japan', '--force']\n"
-        "from cmgr.cli.app import main; main()"
+        "import os, sys, torch; from pathlib import Path; from cmgr import train\n"
+        "work, target = map(Path, sys.argv[1:])\n"
+        "train.checkpoint.save(work, 9, {}, {'w': torch.ones(2)})\n"
+        "train.checkpoint.drop = lambda folder: os._exit(9)\n"
+        "train._put_in_use(work, target)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 9, done.stderr
+    words = [sys.executable, "-c", code, str(work), str(target)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 9 and list(target.glob("checkpoint-*")), done.stderr
     again = cmgr("train", "--culture", "japan", cwd=folder)
     assert again.returncode == 0 and "up to date" in again.stderr
     assert not list(folder.rglob("checkpoint-*")) and not list(folder.rglob("inputs"))

@@ -51,9 +51,9 @@ def test_chat_never_imports_torch_or_sklearn(trained: Path) -> None:
 
 def test_two_batches_to_one_file_are_told_of_each_other(trained: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
-    asked = "".join(json.dumps({"id": n, "prompt": f"Question {n}?"}) + "\n" for n in range(40))
+    asked = "".join(json.dumps({"id": n, "prompt": f"Question {n}?"}) + "\n" for n in range(16))
     (tmp_path / "in.jsonl").write_text(asked)
-    words = ["chat", "--batch", str(tmp_path / "in.jsonl"), "-o", str(out), "--max-tokens", "20"]
+    words = ["chat", "--batch", str(tmp_path / "in.jsonl"), "-o", str(out), "--max-tokens", "12"]
     first = subprocess.Popen(
         [sys.executable, "-c", "from cmgr.cli.app import main; main()", *words],
         cwd=trained,
@@ -65,7 +65,7 @@ def test_two_batches_to_one_file_are_told_of_each_other(trained: Path, tmp_path:
     assert second.returncode == 1 and "in use by `cmgr chat --batch`" in second.stderr
     assert f"process {first.pid}" in second.stderr
     first.communicate()
-    assert first.returncode == 0 and len(out.read_text().splitlines()) == 40
+    assert first.returncode == 0 and len(out.read_text().splitlines()) == 16
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
 
 
