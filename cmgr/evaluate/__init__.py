@@ -7,6 +7,7 @@ facts never trained (`fact`) are reported apart.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -105,8 +106,7 @@ def run(
     )
     results = [result for one in asked if (result := _result(one, scores))]
     found = Evaluation(name, able.wanted, [], results, able.lacking, problems(items))
-    if errors := len(items) - len(results):
-        found.notes.append(f"{errors} items left out: too long for the context of the base")
+    found.notes += _left_out(asked, scores)
     if not results:
         raise MissingError(f"nothing could be evaluated: {'; '.join(found.notes)}")
     if judge:
@@ -166,6 +166,17 @@ def _result(one: _Asked, scores: Scores) -> Result | None:
         right={m: _is_right(item, text) for m, text in said.items()},
         under={c: _is_right(item, _said(item, scores, q)) for c, q in one.under.items()},
     )
+
+
+def _left_out(asked: Sequence[_Asked], scores: Scores) -> list[str]:
+    """How many items are left out, and why: each by its first error."""
+    reasons: Counter[str] = Counter()
+    for one in asked:
+        errors = [scores[q].error for q in (*one.by_method.values(), *one.under.values())]
+        if error := next(filter(None, errors), None):
+            long = "the context holds" in error
+            reasons["too long for the context of the base" if long else error] += 1
+    return [f"{count} items left out: {reason}" for reason, count in reasons.most_common()]
 
 
 _CARRIED = {"id", "culture", "task", "split", "group", "contested", "answer", "labels"}
