@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import write_recipe
 
+from cmgr import evaluate
 from cmgr.base import Base, resolve
 from cmgr.chat_tokens import ChatTokens
 from cmgr.errors import UsageError
+from cmgr.evaluate.items import Item
 from cmgr.records import Message
 from cmgr.runtime import Runtime
 from cmgr.runtime.choices import encode_choices
 from cmgr.runtime.llama import Model
+from cmgr.workspace import Workspace
 
 pytestmark = pytest.mark.model
 TEMPLATES = Path(__file__).parent / "templates"
@@ -83,6 +87,22 @@ def test_mistrals_template_is_served_and_trained_on_alike(mistral: Base) -> None
     with pytest.raises(UsageError, match="the last message must be the user's"):
         runtime.prompt_tokens(messages([("user", "a"), ("assistant", "b")]))
     runtime.close()
+
+
+def test_an_evaluation_leaves_no_item_out_for_a_system_text(mistral: Base, tmp_path: Path) -> None:
+    """The template refuses the role; an item that it does refuse is left out for that reason."""
+    write_recipe(tmp_path, base={"model": str(mistral.gguf)})
+    ws = Workspace.init(str(tmp_path / "recipe.yaml"), tmp_path / "ws")[0]
+    plain = {"culture": "japan", "task": "everyday", "split": "test", "answer": "yes"}
+    said = {"i": THREADS[0], "odd": [("user", "a"), ("assistant", "b")]}
+    items = [
+        Item(id=name, group=name, messages=messages(turns), options=["yes", "no"], **plain)
+        for name, turns in said.items()
+    ]
+    found = evaluate.run(ws, "odd", items, ["base", "prompt"])
+    assert [r.id for r in found.results] == ["i"]
+    (note,) = found.notes
+    assert note.startswith("1 items left out: ") and "the last message must be the user's" in note
 
 
 def test_an_ending_is_what_the_template_writes(tmp_path: Path) -> None:
