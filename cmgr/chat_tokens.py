@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import accumulate
 from typing import Literal, Protocol
 
@@ -59,6 +59,10 @@ class ChatTokens:
         # a SentencePiece tokenizer that begins each text with a space
         self._spaced = behind != newline + tokenizer.tokenize("a", control=False)
         self._newline = newline
+        self._special: dict[int, bool] = {}  # tokens that were met
+        self._special_of = lru_cache(maxsize=256)(
+            lambda text: self._special_in(tokenizer.tokenize(text, control=True))
+        )
         self.invocation = self._behind(self.frame.invocation, control=True)
         if not self.invocation:
             raise UsageError(
@@ -106,6 +110,10 @@ class ChatTokens:
     def tokens(self, parts: Sequence[Segment]) -> list[int]:
         """The tokens of rendered segments as one text, special tokens in the data kept plain."""
         text = "".join(part.text for part in parts)
+        whole = self._tokenizer.tokenize(text, control=True) if text else []
+        written = [t for part in parts if part.control for t in self._special_of(part.text)]
+        if self._special_in(whole) == written:
+            return whole
         found: list[int] = []
         at = 0
         for start, end in self._forged(parts, text):
@@ -159,17 +167,16 @@ class ChatTokens:
         words = {*self._tokenizer.control_words(), *self._of_turns} - {""}
         return re.compile("|".join(map(re.escape, sorted(words, key=len, reverse=True))) or "(?!)")
 
-    def _suspect(self, data: str) -> bool:
-        """Whether a text holds a special token: two readings are quicker than all the names."""
-        tokenize = self._tokenizer.tokenize
-        return any(word in data for word in self._of_turns) or (
-            tokenize(data, control=True) != tokenize(data, control=False)
-        )
+    def _special_in(self, tokens: Sequence[int]) -> list[int]:
+        """Those of the tokens that no plain text makes."""
+        special = self._special
+        for token in set(tokens) - special.keys():
+            kind, text = self._tokenizer.token_kind(token), self._tokenizer.token_text(token)
+            special[token] = kind == "control" or (kind == "defined" and bool(text.strip()))
+        return [token for token in tokens if special[token]]
 
     def _forged(self, parts: Sequence[Segment], text: str) -> list[tuple[int, int]]:
         """Where special tokens are written that the template has not written."""
-        if not any(self._suspect(part.text) for part in parts if not part.control):
-            return []
         ends = list(accumulate(len(part.text) for part in parts))
         data = [
             (end - len(part.text), end)

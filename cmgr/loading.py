@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -11,15 +10,14 @@ from threading import Thread
 from typing import Any
 
 from cmgr.base import resolve
+from cmgr.threads import sleep_soon
 
 _ahead: dict[Path, Future[Any]] = {}
 
 
 def library() -> Any:
     """`llama_cpp`, quiet and ready."""
-    # threads that wait for each other soon sleep: spinning on, they would keep a core from the
-    # one they wait for while another program computes (200 tokens/s fall to 2)
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    sleep_soon()
     import llama_cpp
 
     if not hasattr(llama_cpp, "_cmgr_log"):

@@ -149,13 +149,13 @@ class Pace:
 
 
 def sleep_soon() -> None:
-    """Let torch's threads (libgomp) sleep soon where they wait; to be called before its import.
+    """Let the threads of torch and llama.cpp (libgomp) sleep soon where they wait for each other.
 
-    One that spins keeps a processor from the one that it waits for: beside busy processes training
-    is several times as slow. A value that a user has set stays; 10000 is llama.cpp's (loading.py).
+    To be called before either is imported. One that spins on keeps a processor from the one that
+    it waits for: beside busy processes the work is several times as slow. What a user has set
+    stays.
     """
-    if os.environ.get("GOMP_SPINCOUNT") in (None, "10000"):
-        os.environ["GOMP_SPINCOUNT"] = SPINS
+    os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 
 def counts_up_to(most: int) -> list[int]:

@@ -586,6 +586,16 @@ def test_what_does_not_fit_is_left_out_for_all(shelf: Path) -> None:
         evaluate.run(ws, "long", [long], ["base"])
 
 
+def test_scores_of_a_base_that_thinks_are_others(ws: Workspace) -> None:
+    question = Question(
+        Methods(ws, resolve("smollm2"), ["base"], [], []).asks(one_item(), None)["base"], ()
+    )
+    keys = {
+        Scores(ws, resolve("smollm2", None, think), {}).key(question) for think in (True, False)
+    }
+    assert len(keys) == 2
+
+
 @model
 def test_what_did_not_fit_is_asked_again_in_a_larger_context(shelf: Path, tmp_path: Path) -> None:
     """Also where an earlier version has kept the error under the same key."""

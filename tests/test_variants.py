@@ -52,6 +52,14 @@ def ids(one: variants.Wanted) -> set[str]:
     return {e.id for e in one.examples}
 
 
+def test_an_adapter_of_a_base_that_thinks_is_another(recipe: recipes.Recipe) -> None:
+    off, on = (
+        variants.wanted(recipe, resolve("smollm2", None, thinking), EXAMPLES)[0].inputs
+        for thinking in (False, True)
+    )
+    assert off != on
+
+
 def test_each_variant_leaves_out_what_it_says(recipe: recipes.Recipe) -> None:
     plain = {w.name: w for w in wanted(recipe)}
     assert list(plain) == list(CULTURES)

@@ -16,6 +16,7 @@ from cmgr.base import Base, threads
 from cmgr.chat_template import template_hash
 from cmgr.chat_tokens import ChatTokens, Kind
 from cmgr.errors import CmgrError, MissingError, UsageError
+from cmgr.gguf_lora import head_size
 from cmgr.loading import library, open_file
 from cmgr.records import Message
 from cmgr.template_rendering import Rules
@@ -81,15 +82,16 @@ class Model:
         """
         lib, handle = self.lib, self.handle
         arch = self.metadata("general.architecture")
-        head = int(lib.llama_model_n_embd(handle)) // int(lib.llama_model_n_head(handle) or 1)
+        embedding, heads = lib.llama_model_n_embd(handle), lib.llama_model_n_head(handle)
+        head = head_size({"hidden_size": embedding, "num_attention_heads": heads or 1})
         sizes = [
             int(self.metadata(f"{arch}.attention.{part}_length") or head)
             for part in ("key", "value")
         ]
-        heads = int(lib.llama_model_n_layer(handle)) * int(lib.llama_model_n_head_kv(handle))
+        heads = lib.llama_model_n_layer(handle) * lib.llama_model_n_head_kv(handle)
         if self.metadata(f"{arch}.attention.head_count_kv") is None:
             heads = sum(self._listed(f"{arch}.attention.head_count_kv")) or heads
-        return max(1, 2 * heads * sum(sizes))
+        return int(max(1, 2 * heads * sum(sizes)))
 
     def _listed(self, key: str) -> list[int]:
         """The numbers of a list in the GGUF's header; llama.cpp tells of single values only."""
