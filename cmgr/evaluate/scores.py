@@ -13,7 +13,7 @@ from cmgr.runtime.choices import encode_choices
 from cmgr.runtime.llama import Model
 from cmgr.workspace import Workspace
 
-VERSION = 1
+VERSION = 2
 FILE = "eval/scores"
 PROMPTS = 64  # computed and kept together: so much is lost by a kill
 
