@@ -256,6 +256,7 @@ def test_explain_sums_to_the_logit_and_shows_the_name() -> None:
     logit = sum(w for _, _, w in every) + ROUTER.bias[0]
     p = ROUTER.decide(text).probability
     assert logit == pytest.approx(np.log(p / (1 - p)), abs=1e-6)
+    text = "Tokyo, Osaka, Kyoto, Nagoya, Sapporo: which do Japanese people in Japan like best?"
     top = ROUTER.explain(text, top=5)
     assert len(top) == 5 and all(c == "japan" for c, _, _ in top)
     assert any("osaka" in gram for _, gram, _ in top)

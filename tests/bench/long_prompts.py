@@ -58,7 +58,8 @@ ELSEWHERE = """
 """
 # besides the names of countries, their peoples, regions and cities
 TOLD = """america britain benidorm ching chong gilbert jan judeo kim korea
-nusantara prc qi reading africa african arab arabs arabic asia asian beijing biden boris brexit christmas clinton
+nusantara prc qi reading
+africa african arab arabs arabic asia asian beijing biden boris brexit christmas clinton
 congress democrat dollar dollars england english eu euro europe european fbi cia gop hillary hindi
 hindu hispanic islam islamic isis jew jews jewish latina latino lunar muslim muslims nazi hitler
 obama parliament pinoy prc prcs republican russia senate sikh taliban tory trump uk us usa vegas
