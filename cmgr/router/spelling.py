@@ -71,7 +71,7 @@ def fit_letters(
         if len(word) > 4 and of[word] and count[""] > 2:
             for _ in range(WRONG):
                 of.setdefault(misspelt(word, rng), of[word])
-    of.update({word: set() for word in plain})
+    of.update({word: set() for word in sorted(plain)})
     words = list(of)
     # a word of many rows, as countries elsewhere in a culture's language, must weigh more
     often = np.array([1.0 + np.log(where[w][""]) if w in where else 1.0 for w in words])
