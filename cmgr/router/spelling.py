@@ -79,6 +79,7 @@ def fit_letters(
         analyzer=analyse, min_df=2, max_features=most, lowercase=False, dtype=np.float64
     )
     found = features.fit_transform(words)
+    found.sort_indices()  # here once: the models below are fitted in threads, which share it
 
     def one(culture: str) -> Any:
         target = np.array([culture in of[w] for w in words])
