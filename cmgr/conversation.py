@@ -54,7 +54,7 @@ class Routes:
         if self._router is None:
             from cmgr.router import Router
 
-            self._router = Router.load(self.ws.path("router"))
+            self._router = Router.of(self.ws)
         return self._router
 
     @property

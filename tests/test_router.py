@@ -20,7 +20,7 @@ from cmgr.recipe import Router as Settings
 from cmgr.records import Evidence, Example, Label, Message, make_id
 from cmgr.router import Router, card
 from cmgr.router.cues import common_words, cues_of, neutral_prompts
-from cmgr.router.fitting import build, fit, fit_rows
+from cmgr.router.fitting import build, fit, fit_rows, wanted_inputs
 from cmgr.router.scoring import Labelled, score
 from cmgr.router.texts import training_rows
 from cmgr.workspace import Workspace, read_json
@@ -256,6 +256,7 @@ def test_explain_sums_to_the_logit_and_shows_the_name() -> None:
     logit = sum(w for _, _, w in every) + ROUTER.bias[0]
     p = ROUTER.decide(text).probability
     assert logit == pytest.approx(np.log(p / (1 - p)), abs=1e-6)
+    text = "Tokyo, Osaka, Kyoto, Nagoya, Sapporo: which do Japanese people in Japan like best?"
     top = ROUTER.explain(text, top=5)
     assert len(top) == 5 and all(c == "japan" for c, _, _ in top)
     assert any("osaka" in gram for _, gram, _ in top)
@@ -435,6 +436,27 @@ def test_build_is_done_once_and_again_when_something_changed(tmp_path: Path) -> 
     examples, evidence = records()
     keep(ws, [*examples, example(700, CULTURES[0], "In Kyoto?", "fit", "ejapan0")], evidence)
     assert build(ws) and not build(ws)
+
+
+def test_threshold_and_margin_are_the_recipes_without_a_new_fit(tmp_path: Path) -> None:
+    ws = workspace(tmp_path)
+    assert build(ws)
+    assert Router.of(ws).decide("Is it rude to tip in Osaka?").culture == "japan"
+    (tmp_path / "recipe.yaml").write_text(
+        RECIPE + "router: {threshold: 0.9999, margin: 0.3}\n", encoding="utf-8"
+    )
+    changed = Workspace(tmp_path)
+    assert Router.of(changed).settings == Settings(threshold=0.9999, margin=0.3)
+    assert Router.of(changed).decide("Is it rude to tip in Osaka?").abstained
+    assert changed.is_current("route", wanted_inputs(changed)) and not build(changed)
+
+
+def test_a_router_of_an_older_version_names_the_command(tmp_path: Path) -> None:
+    ROUTER.save(tmp_path)
+    head = json.loads((tmp_path / "router.json").read_text())
+    (tmp_path / "router.json").write_text(json.dumps({**head, "version": head["version"] - 1}))
+    with pytest.raises(CmgrError, match=r"version 4, not 5.*cmgr route --fit"):
+        Router.load(tmp_path)
 
 
 def test_build_without_evidence_names_the_command(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def command(
     # a stream is opened before the router is read, so that a wrong name is told first
     lines = _lines(texts, file) if eval_file is None else None
     rows = _labelled(eval_file) if eval_file else []
-    router = Router.load(ws.path("router"))
+    router = Router.of(ws)
     changes = {"threshold": threshold, "margin": margin}
     router.settings = router.settings.model_copy(
         update={name: value for name, value in changes.items() if value is not None}

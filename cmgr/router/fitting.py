@@ -2,80 +2,114 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cmgr.base import threads
 from cmgr.errors import MissingError
 from cmgr.recipe import Culture
 from cmgr.recipe import Router as Settings
 from cmgr.records import Evidence, Example, Label, make_id
-from cmgr.router import VERSION, Router, char_ngrams, fold, word_ngrams
+from cmgr.router import VERSION, Floats, Router, Spelt, fold, is_foreign, unknown_words, word_ngrams
 from cmgr.router.card import check_installed, country_of, function_words
-from cmgr.router.cues import common_words, cues_of, neutral_prompts
+from cmgr.router.cues import (
+    capitals_of,
+    common_words,
+    cues_of,
+    english_names,
+    english_words,
+    neutral_prompts,
+)
+from cmgr.router.spelling import Letters, fit_letters
 from cmgr.router.texts import Row, cue, prompt_of, training_rows
 from cmgr.search import current_evidence
 from cmgr.synthesize import current_examples
 from cmgr.workspace import Progress, Workspace
 
-Floats = NDArray[np.float64]
 C = 0.3
+LEAST = 0.0  # of an unknown word's logit by its letters, to count
+
 POSITIVE = 5.0  # what a row of a culture weighs for it, against one that is not of it
 WEIGHTS = {
-    **{"cue": 1.0, "pair": 1.0, "language": 1.0, "neutral": 3.0},
+    **{"cue": 1.0, "rival": 2.0, "pair": 1.0, "language": 1.0, "neutral": 3.0},
     **{"document": 0.3, "noun": 0.5, "labelled": 10.0},
 }
 TELLING = 0.35  # the share of an n-gram's rows, classes weighing the same, that one must have
 WORDS, CHARS = 50_000, 100_000  # n-grams at most
 WEIGHTS_AT_MOST = 2_700_000  # of characters, and half as many of words: a file below 20 MB
-NAMES_WEIGH = 3.0  # of countries and peoples, against other words: a name decides
-CHARS_WEIGH = 0.3  # against words: characters are for names that no row has
+NAMES_WEIGH = 4.0  # of countries and peoples, against other words: a name decides
+ENGLISH_WEIGHS = 0.2  # of words that English writes in small letters and that are no cue
+MOST = 1.5  # of a text's logit by the letters of its unknown words
 REST = 300_000  # rows that share no word with a culture, over all cultures
 CALIBRATE = 5  # cultures
 HELD = 4  # one origin in so many is held out to calibrate on
-UNSEEN = 0.1  # the share of cues that are taken to be unknown when the router is used
+UNSEEN = 0.08  # the share of cues that are taken to be unknown when the router is used
 
 
 class Fitted(NamedTuple):
-    """The scikit-learn parts: features of texts, and one model per culture."""
+    """The scikit-learn parts: word features of texts, and one model per culture; and of words."""
 
-    features: Any  # FeatureUnion of two TfidfVectorizers
+    features: Any  # TfidfVectorizer of a text's words
     models: list[Any]  # LogisticRegression, the calibration in its weights
+    letters: Letters
+    spelt: Spelt
     plain: frozenset[str]
+    capitals: dict[str, str]
 
     def probabilities(self, texts: Sequence[str]) -> Floats:
         """What the numpy router must equal: texts x cultures."""
-        features = self.features.transform(texts)
-        return np.stack([m.predict_proba(features)[:, 1] for m in self.models], axis=1)
+        texts = [fold(text, self.capitals) for text in texts]
+        words = self.features.transform(texts)
+        logits = np.stack([m.decision_function(words) for m in self.models], axis=1)
+        known = self.features.vocabulary_
+        logits += spelt_logits(self.letters, self.spelt, texts, known, self.plain)
+        return np.asarray(0.5 * (1.0 + np.tanh(0.5 * logits)), dtype=np.float64)
 
     def router(self, ids: Sequence[str], settings: Settings | None = None) -> Router:
         """The same as arrays."""
-        parts = [part for _, part in self.features.transformer_list]
-        weigh = [self.features.transformer_weights[n] for n, _ in self.features.transformer_list]
+        parts = (self.features, self.letters.features)
+        weights = [
+            np.stack([m.coef_[0] for m in models], axis=1)
+            for models in (self.models, self.letters.models)
+        ]
         return Router(
             ids,
             [[str(g) for g in part.get_feature_names_out()] for part in parts],
-            np.concatenate([part.idf_ * w for part, w in zip(parts, weigh, strict=True)]),
-            np.stack([m.coef_[0] for m in self.models], axis=1),
+            np.concatenate([part.idf_ for part in parts]),
+            np.concatenate(weights),
             np.array([m.intercept_[0] for m in self.models]),
             settings,
             self.plain,
+            self.spelt,
+            self.capitals,
         )
 
 
-def words_of(text: str) -> list[str]:
-    """A text's word n-grams."""
-    return word_ngrams(fold(text))
-
-
-def chars_of(text: str, plain: Collection[str]) -> list[str]:
-    """A text's character n-grams."""
-    return char_ngrams(fold(text), plain)
+def spelt_logits(
+    letters: Letters,
+    spelt: Spelt,
+    texts: Sequence[str],
+    known: Collection[str],
+    plain: Collection[str],
+) -> Floats:
+    """What the unknown words of folded texts add to their logits: texts x cultures."""
+    unknown = [unknown_words(text, known, plain) for text in texts]
+    words = list(dict.fromkeys(w for found in unknown for w in found))
+    result = np.zeros((len(texts), len(letters.models)))
+    if words:
+        sums = letters.logits(words)
+        # a word of which no n-gram is known says nothing
+        said = letters.features.transform(words).getnnz(axis=1) > 0
+        at = {word: n for n, word in enumerate(words) if said[n]}
+        for n, found in enumerate(unknown):
+            if rows := [at[w] for w in found if w in at]:
+                foreign = is_foreign(texts[n], plain)
+                result[n] = spelt.says(sums[rows], foreign).sum(axis=0)
+    return result
 
 
 def fit(
@@ -95,45 +129,53 @@ def fit_rows(
     rows: Sequence[Row], cultures: Sequence[Culture], evidence: Sequence[Evidence]
 ) -> Fitted:
     """Fit features, models and calibration."""
-    from scipy.sparse import hstack
-    from sklearn.pipeline import FeatureUnion
-
-    plain = frozenset(common_words(evidence))
+    common = common_words(evidence)
     mine, others = cues_of(cultures, evidence)
     own = {name for cues in mine.values() for name in (*cues.names, *cues.people)}
     named = {n for cues in (*mine.values(), *others) for n in (*cues.names, *cues.people)}
-    most = min(CHARS, WEIGHTS_AT_MOST // len(cultures))
-    words, word_counts = _vectoriser(rows, words_of, min(WORDS, most // 2), plain, own, named)
-    chars, char_counts = _vectoriser(rows, partial(chars_of, plain=plain), most, (), (), ())
-    union = FeatureUnion(
-        [("words", words), ("chars", chars)],
-        transformer_weights={"words": 1.0, "chars": CHARS_WEIGH},
+    capitals = capitals_of(list(mine.values()), others, common)
+    # what is known to be elsewhere is not judged by its letters
+    here, elsewhere = (
+        {w for cues in some for n in cues.all() for w in word_ngrams(fold(n)) if w.isalpha()}
+        for some in (mine.values(), others)
     )
-    features = hstack([word_counts, char_counts * CHARS_WEIGH]).tocsr()
+    names = {name.lower() for name in english_names()}
+    plain = frozenset(common | english_words() | (names | elsewhere) - here)
+    texts = [fold(row.text, capitals) for row in rows]
+
+    ids = [c.id for c in cultures]
+    most = min(CHARS, WEIGHTS_AT_MOST // len(cultures))
+    words, features = _vectoriser(rows, texts, min(WORDS, most // 2), common, own, named, capitals)
     weights = np.array([WEIGHTS[row.kind] for row in rows])
-    targets = np.array([[c.id in row.cultures for row in rows] for c in cultures])
-    count = word_counts.shape[1]
-    models = _models(features, count, targets, weights)
-    scale, shift = _calibrate(rows, features, count, targets, weights, models)
+    targets = np.array([[i in row.cultures for row in rows] for i in ids])
+    models = _models(features, targets, weights)
+    letters = fit_letters(texts, rows, ids, plain, most, _beside)
+    scale, shift = _calibrate(rows, features, targets, weights, models)
     for model in models:
         # rounded here, so that the file, half as long, holds the very same weights
         model.coef_ = (model.coef_ * scale).astype(np.float32)
         model.intercept_ = model.intercept_ * scale + shift
-    return Fitted(union, models, plain)
+    for model in letters.models:
+        model.coef_ = model.coef_.astype(np.float32)
+    # a text of one unknown word has that word's logit
+    prior = np.array([m.intercept_[0] for m in models])
+    spelt = Spelt(letters.bias - prior, LEAST - prior, MOST - prior)
+    return Fitted(words, models, letters, spelt, plain, capitals)
 
 
 def _vectoriser(
     rows: Sequence[Row],
-    analyse: Callable[[str], list[str]],
+    texts: Sequence[str],
     most: int,
     plain: Collection[str],
     own: Collection[str],
     named: Collection[str],
+    capitals: Mapping[str, str],
 ) -> tuple[Any, Any]:
-    """A TF-IDF vectoriser of the telling n-grams, and the rows' features.
+    """A TF-IDF vectoriser of the telling word n-grams, and the rows' features.
 
     Without a norm: what a text says adds up, and what says nothing takes nothing from it. Names in
-    `named` weigh more than other words.
+    `named` weigh more than other words. `texts` are the rows', folded.
     """
     from sklearn.feature_extraction.text import (
         CountVectorizer,
@@ -141,28 +183,37 @@ def _vectoriser(
         TfidfVectorizer,
     )
 
-    counter = CountVectorizer(analyzer=analyse, min_df=2, dtype=np.float64)
-    counts = counter.fit_transform([row.text for row in rows]).tocsr()
+    counter = CountVectorizer(analyzer=word_ngrams, min_df=2, dtype=np.float64)
+    counts = counter.fit_transform(texts).tocsr()
     grams = counter.get_feature_names_out()
-    columns = _telling(rows, counts, grams, analyse, most, plain, own)
+    columns = _telling(rows, texts, counts, grams, most, plain, own, capitals)
     counts = counts[:, columns]
     how = {"sublinear_tf": True, "norm": None}
     tfidf = TfidfTransformer(**how).fit(counts)
-    sure = _standing_for(named, analyse)
-    tfidf.idf_ = tfidf.idf_ * np.where([g in sure for g in grams[columns]], NAMES_WEIGH, 1.0)
-    found = TfidfVectorizer(analyzer=analyse, vocabulary=grams[columns], lowercase=False, **how)
+    sure = _standing_for(named, capitals)
+    cues, english = sure | _standing_for(_alone(rows), capitals, 2), english_words()
+    tfidf.idf_ = tfidf.idf_ * [
+        NAMES_WEIGH
+        if gram in sure
+        else ENGLISH_WEIGHS
+        if gram not in cues and english.issuperset(gram.split())
+        else 1.0
+        for gram in grams[columns]
+    ]
+    found = TfidfVectorizer(analyzer=word_ngrams, vocabulary=grams[columns], lowercase=False, **how)
     found.idf_ = tfidf.idf_
     return found, tfidf.transform(counts)
 
 
 def _telling(
     rows: Sequence[Row],
+    texts: Sequence[str],
     counts: Any,
     grams: NDArray[Any],
-    analyse: Callable[[str], list[str]],
     most: int,
     plain: Collection[str],
     own: Collection[str],
+    capitals: Mapping[str, str],
 ) -> NDArray[np.intp]:
     """The columns of n-grams that point to a culture, or elsewhere.
 
@@ -188,45 +239,77 @@ def _telling(
     beside = [n for n, row in enumerate(rows) if row.kind != "document"]
     keep = best >= TELLING * np.sum(list(rates.values()), axis=0)
     keep &= (np.asarray(there[beside].sum(axis=0)).ravel() > 0) | (spread >= 3)
-    if plain:
-        alone = {r.text for r in rows if r.text == r.origin and r.kind in {"cue", "noun"}}
-        cues, sure = _standing_for(alone, analyse), _standing_for(own, analyse)
-        small = {w.casefold() for w in function_words("en")}
+    cues, sure = _standing_for(_alone(rows), capitals, 2), _standing_for(own, capitals)
+    small, english = {w.casefold() for w in function_words("en")}, english_words()
 
-        def counts_alone(gram: str) -> bool:
-            parts = gram.split()
-            return not all(p in plain for p in parts) and not any(p in small for p in parts)
+    def counts_alone(gram: str) -> bool:
+        parts = gram.split()
+        if any(p in small or p[0].isdigit() for p in parts):
+            return False
+        # a pair of English words that is no cue is in any text: "human rights"
+        if len(parts) > 1 and english.issuperset(parts):
+            return False
+        return not all(p in plain for p in parts)
 
-        keep &= np.array([g in cues or counts_alone(g) for g in grams])
-        said = np.array([n for n, row in enumerate(rows) if row.kind == "labelled"], dtype=int)
-        learnt = np.asarray(there[said].sum(axis=0)).ravel() > 0
-        learnt &= np.array([not small.issuperset(g.split()) for g in grams])
-        keep |= np.array([g in sure for g in grams]) | learnt
+    keep &= np.array([g in cues or counts_alone(g) for g in grams])
+    said = np.array([n for n, row in enumerate(rows) if row.kind == "labelled"], dtype=int)
+    learnt = np.asarray(there[said].sum(axis=0)).ravel() > 0
+    learnt &= np.array([not small.issuperset(g.split()) for g in grams])
+    keep |= np.array([g in sure for g in grams]) | learnt
     common = np.argsort(-np.asarray(there.sum(axis=0)).ravel(), kind="stable")
     return np.sort(common[keep[common]][:most])
 
 
-def _standing_for(cues: Collection[str], analyse: Callable[[str], list[str]]) -> set[str]:
-    """The n-grams that stand for whole cues: one word by itself, or the pairs of more."""
-    found = [analyse(cue) for cue in cues]
-    return {g for grams in found for g in grams if len(grams) == 1 or " " in g.strip()}
+def _alone(rows: Sequence[Row]) -> set[str]:
+    """The cues that are rows by themselves."""
+    kinds = {"cue", "rival", "noun"}
+    return {row.text for row in rows if row.text == row.origin and row.kind in kinds}
 
 
-def _models(features: Any, words: int, targets: NDArray[np.bool_], weights: Floats) -> list[Any]:
+def _standing_for(cues: Collection[str], capitals: Mapping[str, str], most: int = 9) -> set[str]:
+    """The n-grams that stand for cues of `most` words: one word by itself, or the pairs of more.
+
+    A pair with a function word in small letters, "of the", stands for none: any text has it.
+    """
+    small = {w.casefold() for w in function_words("en")}
+    found: set[str] = set()
+    for name in cues:
+        grams = word_ngrams(fold(name, capitals))
+        if len(grams) > 2 * most - 1:
+            continue
+        minor = {w for w in name.split() if w.islower() and w in small}
+        found |= {
+            g
+            for g in grams
+            if len(grams) == 1 or (" " in g.strip() and minor.isdisjoint(g.split()))
+        }
+    return found
+
+
+def _beside(task: Callable[..., Any], over: Sequence[Any]) -> list[Any]:
+    """Each result of liblinear, which runs beside Python; its sums are too short for threads."""
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1), ThreadPoolExecutor(threads()) as pool:
+        return list(pool.map(task, over))
+
+
+def _models(features: Any, targets: NDArray[np.bool_], weights: Floats) -> list[Any]:
     """One logistic regression per culture (targets: cultures x rows).
 
     On the culture's rows, on those that share a word with them, and on some of the rest, which
-    stand for all of it.
+    stand for all of it. A row of a culture without any known word is left to the letters.
     """
     from sklearn.linear_model import LogisticRegression
-    from threadpoolctl import threadpool_limits
 
-    by_word = features[:, :words].tocsc()
+    by_word = features.tocsc()
+    empty = features.getnnz(axis=1) == 0
 
     def one(target: NDArray[np.bool_]) -> Any:
         own = np.unique(features[target].indices)
-        near = target | (by_word[:, own[own < words]].getnnz(axis=1) > 0)
-        rest = np.flatnonzero(~near)
+        near = target | (by_word[:, own].getnnz(axis=1) > 0)
+        near &= ~(target & empty)
+        rest = np.flatnonzero(~near & ~target)
         some = np.sort(np.random.default_rng(0).permutation(rest)[: REST // len(targets)])
         rows = np.concatenate([np.flatnonzero(near), some])
         weight = weights * np.where(target, POSITIVE, 1)
@@ -235,15 +318,12 @@ def _models(features: Any, words: int, targets: NDArray[np.bool_], weights: Floa
         model = LogisticRegression(C=C, solver="liblinear", tol=1e-3, random_state=0)
         return model.fit(features[rows], target[rows], sample_weight=weight[rows])
 
-    # liblinear runs beside Python; its sums are too short for threads of their own
-    with threadpool_limits(1), ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(one, targets))
+    return _beside(one, list(targets))
 
 
 def _calibrate(
     rows: Sequence[Row],
     features: Any,
-    words: int,
     targets: NDArray[np.bool_],
     weights: Floats,
     models: Sequence[Any],
@@ -259,7 +339,7 @@ def _calibrate(
     held = np.array([int(make_id("held", row.origin)[:8], 16) % HELD == 0 for row in rows])
     if not held.any() or held.all() or not targets[:, ~held].any(axis=1).all():
         return 1.0, 0.0
-    without = _models(features[~held], words, targets[:, ~held], weights[~held])
+    without = _models(features[~held], targets[:, ~held], weights[~held])
     logits = [
         np.concatenate([m.decision_function(features[held]) for m in fitted])
         for fitted in (without, models)
@@ -285,7 +365,6 @@ def _records(ws: Workspace) -> tuple[list[Example], list[Evidence], list[Label],
         sorted([e.id, e.split, e.review, prompt_of(e)] for e in examples),
         sorted([p.id, p.sha256, p.heading, *p.also_asked[:1]] for p in evidence),
         [label.model_dump() for label in labels],
-        ws.recipe.router.model_dump(),
         [c.model_dump() for c in ws.recipe.cultures],
         ws.recipe.train.seed,
         neutral_prompts(),

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from cmgr.recipe import Culture
 from cmgr.records import Evidence, Example, Label
 from cmgr.router import card as cards
-from cmgr.router.cues import Cues, common_words, cues_of, neutral_prompts
+from cmgr.router.cues import Cues, common_words, cues_of, english_words, neutral_prompts
 from cmgr.sources.passages import names_of, sentence_ends
 
 # What a cue stands in. Cultures and countries elsewhere share them, so that they weigh nothing.
@@ -91,8 +91,9 @@ class Row(NamedTuple):
     """A text to fit on, the cultures it is of, and what it was made from.
 
     Rows of one `origin` (a name, a passage, an item) stay together when a part is held out;
-    `kind` is "cue", "noun" (a name that documents alone have), "pair" (of two cultures),
-    "document", "language", "neutral" or "labelled".
+    `kind` is "cue", "rival" (a cue that holds another culture's name: New Mexico), "noun" (a name
+    that documents alone have), "pair" (of two cultures), "document", "language", "neutral" or
+    "labelled".
     """
 
     text: str
@@ -156,7 +157,7 @@ def training_rows(
     mine, others = cues_of(cultures, passages)
     _cues(rows, mine, others, calm, questions, rng)
     _mixed(rows, mine, others, rng)
-    _languages(rows, cultures, mine, rng)
+    _languages(rows, cultures, mine, others, rng)
     rows = [r for r in rows if r.text.strip() and r.text not in held]
     for label in labels:
         ids = tuple(i for i in label.cultures if i in known)
@@ -235,9 +236,31 @@ def _cues(
 ) -> None:
     """Cues alone, in sentences, in long texts, and (the names) misspelt."""
 
+    by_word: dict[str, set[str]] = {}  # of the recipe's names and peoples: whose it is
+    for culture, cues in mine.items():
+        for name in (*cues.names, *cues.people):
+            for word in name.split():
+                by_word.setdefault(word.casefold(), set()).add(culture)
+    minor, english = common_words(), english_words()
+    whole = "".join(f"{n}\n" for cues in mine.values() for n in (*cues.names, *cues.people))
+
     def say(name: str, frames: Sequence[str], many: int, ids: tuple[str, ...]) -> None:
-        rows.append(Row(name, ids, name, "cue"))
-        texts = [f.format(name) for f in rng.sample(frames, min(many, len(frames)))]
+        words = [w.casefold() for w in re.split(r"[\s-]", name)]
+        theirs = {c for w in words if w not in minor for c in by_word.get(w, ())}
+        # North Korea must weigh as much as South Korea, New Mexico as Mexico; but a part of a name
+        # ("Republic of China"), or "Hong Kong SAR China", differs in nothing that counts
+        rival = (
+            1 < len(words) < 4
+            and theirs - set(ids)
+            and f" {name}\n" not in whole
+            and "SAR" not in name
+        )
+        kind = "rival" if rival else "cue"
+        rows.append(Row(name, ids, name, kind))
+        # less often where it is a place elsewhere: East New Britain
+        often = max(many, 7 if ids or many else 3) if rival else many
+        frame = rng.sample(frames, min(often, len(frames)))
+        texts = [f.format(name) for f in frame]
         if many > 2:
             for n in range(4):  # a name within a long text must count too
                 long = rng.sample(calm, 1 + n)
@@ -248,10 +271,15 @@ def _cues(
                 texts += [rng.choice(WITH_QUESTION).format(q, name) for q in asked]
             if len(name) > 4:
                 wrong = (misspelt(name, rng) for _ in range(10))
-                texts += [rng.choice(frames).format(w) for w in wrong]
-        rows.extend(Row(text, ids, name, "cue") for text in texts)
+                # "Untied" and "unite" are words
+                texts += [
+                    rng.choice(frames).format(w)
+                    for w in wrong
+                    if not english & ({*w.casefold().split()} - {*words})
+                ]
+        rows.extend(Row(text, ids, name, kind) for text in texts)
 
-    words = {w for c in mine.values() for n in (*c.names, *c.people) for w in n.split()}
+    said = {w for c in mine.values() for n in (*c.names, *c.people) for w in n.split()}
     for culture, cues in mine.items():
         for name in cues.names:
             say(name, OF_PLACE, 8, (culture,))
@@ -266,14 +294,18 @@ def _cues(
             rows += [Row(f.format(name), (culture,), name, "noun") for f in rng.sample(OF_ANY, 2)]
     for cues in others:
         for name in cues.names:
-            # North Korea must weigh as much as South Korea
-            say(name, OF_PLACE, 8 if words & set(name.split()) else 1, ())
+            say(name, OF_PLACE, 8 if said & set(name.split()) else 1, ())
         for name in cues.places:
             say(name, OF_PLACE, 0, ())
         for name in cues.people:
-            say(name, OF_PEOPLE, 8 if words & set(name.split()) else 1, ())
+            say(name, OF_PEOPLE, 8 if said & set(name.split()) else 1, ())
         for name in cues.things:
             say(name, OF_THING, 0, ())
+    taken = {n.casefold() for cues in mine.values() for n in cues.all()}
+    for names, frames in zip(cards.wider(), (OF_PLACE, OF_PEOPLE), strict=True):
+        for name in names:
+            if name.casefold() not in taken:
+                say(name, frames, 2, ())
 
 
 def _mixed(
@@ -319,7 +351,11 @@ def _mixed(
 
 
 def _languages(
-    rows: list[Row], cultures: Sequence[Culture], mine: dict[str, Cues], rng: random.Random
+    rows: list[Row],
+    cultures: Sequence[Culture],
+    mine: dict[str, Cues],
+    others: Sequence[Cues],
+    rng: random.Random,
 ) -> None:
     """Phrases of each culture's languages, alone and with names; of other languages: no culture.
 
@@ -333,10 +369,14 @@ def _languages(
                 speak.setdefault(language, []).append(culture)
 
     english = common_words()
+    # "Georgia" is a language's name in Indonesian, and a country in English
+    named = {n.casefold() for cues in others for n in (*cues.names, *cues.people)}
+
+    plain = english | named
 
     @cache
     def phrases(language: str) -> list[str]:
-        return [p for p in cards.phrases(language) if p.casefold() not in english]
+        return [p for p in cards.phrases(language) if p.casefold() not in plain]
 
     def some(language: str, n: int) -> str:
         found = phrases(language)
@@ -367,8 +407,9 @@ def _languages(
         for code in elsewhere:
             for name in cards.names_in(code, [language])[:1]:
                 for n in range(120 if language in cards.spoken_in(code) else rng.random() < 0.25):
-                    text = f"{some(language, 1 + n % 5)} {name} {some(language, n % 4)}"
-                    add(text, (), f"{language} {code}")
+                    text = f"{some(language, 1 + n % 12)} {name} {some(language, n % 4)}"
+                    # North Korea in Korean must weigh as much as Korean
+                    rows.append(Row(text, (), f"{language} {code}", "rival"))
     spoken = {language.split("_")[0] for language in speak}
     for language in cards.all_languages():
         if language.split("_")[0] not in spoken and language != "en":

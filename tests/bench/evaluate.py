@@ -72,7 +72,7 @@ def batch_alone(ws: Workspace, items: list[Item]) -> float:
     base = resolve(ws.recipe.base.model, ws.folder)
     able = Methods(ws, base, SIX, items, [])
     assert not able.lacking, able.lacking
-    router = Router.load(ws.path("router"))
+    router = Router.of(ws)
     jobs = {}
     for item in items:
         to = router.decide(item.messages[-1].content).culture

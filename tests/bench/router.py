@@ -6,7 +6,8 @@
 
 FOLDER holds `factbook.jsonl` ({"country", "section", "text"}: the documents of a ten-culture
 workspace, which is made in a temporary folder and is all that the router is fitted on),
-`blend_dev.jsonl` and `fork.jsonl` (questions of BLEnD and FORK). The prompts with cues, with two
+`blend_dev.jsonl` and `fork.jsonl` (questions of BLEnD and FORK), and `crehate.jsonl` (posts that
+long prompts are made of, `long_prompts.py`). The prompts with cues, with two
 cultures and of no culture stand below; none of their wordings is one that the router is fitted on.
 """
 
@@ -21,6 +22,8 @@ from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 from typing import Any
+
+from long_prompts import long_rows
 
 CULTURES = {
     "united-states": ("United States", "American", ["US"]),
@@ -319,6 +322,9 @@ GOALS = {  # goal -> (least share, kinds of prompts)
     "neutral: abstains": (0.95, ("neutral",)),
     "a country outside the recipe: abstains": (0.90, ("outside",)),
     "two cultures: both found": (0.90, ("two cultures",)),
+    "long (50 to 120 words), named once": (0.97, ("long, named",)),
+    "long, neutral: abstains": (0.97, ("long, neutral",)),
+    "long, another country: abstains": (0.97, ("long, elsewhere",)),
 }
 NOT_CITIES = ("city, outside", "region, outside")
 
@@ -403,6 +409,8 @@ def main() -> None:
     from cmgr.stats import wilson
 
     rows = [*data_rows(options.data), *cue_rows(), *pair_rows()]
+    asked = [(text, truth) for kind, text, truth in rows if kind == "named, BLEnD"]
+    rows += long_rows(options.data, CULTURES, asked)
     with tempfile.TemporaryDirectory() as scratch:
         ws = workspace(options.data, Path(scratch), options.without != "documents")
         if options.without == "card":
@@ -413,7 +421,7 @@ def main() -> None:
         else:
             build(ws, force=True)
         fitted = time.perf_counter() - began
-        router = Router.load(ws.path("router"))
+        router = Router.of(ws)
         size = ws.path("router", "router.npz").stat().st_size / 1e6
         many = softmax(ws) if options.softmax else None
         names = {
@@ -455,7 +463,8 @@ def main() -> None:
             ]
             if name.startswith("a country outside"):
                 part += [p for k, some in found.items() if k.endswith(", outside") for p in some]
-            judged += part
+            if not name.startswith("long"):
+                judged += part
             line(name, part, f"goal {goal}")
         sure = np.array([p[2] for p in judged])
         right = np.array([p[0] for p in judged])

@@ -109,6 +109,16 @@ def test_threshold_and_margin_override_the_recipe(folder: Path) -> None:
     assert not low["abstained"]
 
 
+def test_threshold_and_margin_are_read_from_the_recipe(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    recipe = copy / "recipe.yaml"
+    recipe.write_text(recipe.read_text() + "router: {threshold: 0.9999}\n")
+    assert lines(call(copy, "--json", "In Osaka?"))[0]["abstained"]
+    assert not lines(call(copy, "--json", "--threshold", "0.3", "In Osaka?"))[0]["abstained"]
+    assert "up to date" in call(copy, "--fit").stderr
+
+
 def test_eval(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "labelled.jsonl"
     rows = [
