@@ -544,7 +544,10 @@ def test_a_killed_run_goes_on_to_the_last_bit(shelf: Path, tmp_path: Path) -> No
     assert len(lines) == 150
     # what a kill leaves: the first chunk, and a line cut in two
     kept.write_bytes(b"".join(lines[: 2 * PROMPTS]) + lines[2 * PROMPTS][:20])
-    again = evaluate.run(ws, "again", every, ["base", "routed"])
+    with ws.lock("cmgr eval"):  # as the command does
+        again = evaluate.run(ws, "again", every, ["base", "routed"])
+        # the cut line, ended by what was appended behind it, goes to quarantine at the next read
+        assert len(ws.read("eval/scores", Score)) == 150
     assert again.rows == whole.rows
     assert sorted(set(kept.read_bytes().splitlines())) == sorted(line.rstrip() for line in lines)
     told: list[tuple[int, int]] = []

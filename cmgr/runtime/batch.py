@@ -110,7 +110,12 @@ class Batch:
         self.context.close()
 
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Outcome]]:
-        """Yield (index of the job, its outcome) as each is finished."""
+        """Yield (index of the job, its outcome) as each is finished.
+
+        Each call begins with an empty context: what is kept of an earlier one would change the
+        shapes of what is computed, and with them the last bits of the numbers.
+        """
+        self._forget()
         prompts: dict[tuple[Scales, tuple[int, ...]], _Prompt] = {}
         tokens_of: dict[tuple[tuple[str, str], ...], list[int]] = {}
         for number, job in enumerate(jobs):
@@ -141,6 +146,10 @@ class Batch:
             group.append(prompt)
         if group:
             yield from self._group(reader, group)
+
+    def _forget(self) -> None:
+        self.context.clear()
+        self._prefix, self._reader = [], ()
 
     # -- how much at once --------------------------------------------------------------------
 
@@ -198,8 +207,7 @@ class Batch:
                     yield from self._answer(scales, places, todo[:count], free)
                     todo = todo[count:]
         except BaseException:
-            context.clear()
-            self._prefix = []
+            self._forget()
             raise
         for place in places.values():
             context.drop(place)
@@ -209,7 +217,7 @@ class Batch:
         context = self.context
         same, prefix = self._prefix_of(reader, group)
         if reader != self._reader:
-            context.clear()
+            self._forget()
             self._reader = reader
         context.use(reader)
         context.drop(PREFIX, same)
