@@ -549,7 +549,8 @@ def test_a_killed_run_goes_on_to_the_last_bit(shelf: Path, tmp_path: Path) -> No
         # the cut line, ended by what was appended behind it, goes to quarantine at the next read
         assert len(ws.read("eval/scores", Score)) == 150
     assert again.rows == whole.rows
-    assert sorted(set(kept.read_bytes().splitlines())) == sorted(line.rstrip() for line in lines)
+    found = {line for line in kept.read_bytes().splitlines() if line.strip()}  # blanked in place
+    assert sorted(found) == sorted(line.rstrip() for line in lines)
     told: list[tuple[int, int]] = []
     more = evaluate.run(
         ws,
