@@ -114,10 +114,14 @@ def test_a_damaged_line_is_put_aside_and_found_again(ws: Workspace) -> None:
     search.build(ws)
     path = ws.path("evidence.jsonl")
     lines = path.read_bytes().split(b"\n")
-    path.write_bytes(b"\n".join([lines[0][:40], *lines[1:]]))
+    damaged = b"\n".join([lines[0][:40], *lines[1:]])
+    path.write_bytes(damaged)
     assert len(texts(ws)) == 2
-    assert ws.path("quarantine.jsonl").is_file()
-    assert search.build(ws)
+    assert path.read_bytes() == damaged  # who does not hold the workspace only reads
+    with ws.lock("cmgr search"):
+        assert len(texts(ws)) == 2
+        assert ws.path("quarantine.jsonl").is_file()
+        assert search.build(ws)
     assert texts(ws) == ALL
     assert not search.build(ws)
 
