@@ -74,11 +74,6 @@ def segments(
     return _joined(found)
 
 
-def generation_prompt(template: str, bos: str = "", eos: str = "", thinking: bool = False) -> str:
-    """The text between a question and its answer: the invocation of an adapter; see `frame`."""
-    return frame(Rules(template, bos, eos, thinking)).invocation
-
-
 def template_hash(template: str, thinking: bool = False) -> str:
     """The chat template's hash: what the template lock compares.
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmgr.chat_template import frame, generation_prompt, segments, template_hash
+from cmgr.chat_template import frame, segments, template_hash
 from cmgr.chat_tokens import ChatTokens
 from cmgr.errors import UsageError
 from cmgr.records import Message
@@ -340,12 +340,12 @@ def test_the_invocation_stands_between_a_question_and_its_answer(name: str) -> N
 
 
 def test_the_generation_prompt_is_the_invocation() -> None:
-    assert generation_prompt(CHATML) == "<|im_start|>assistant\n"
+    assert frame(Rules(CHATML)).invocation == "<|im_start|>assistant\n"
 
 
 def test_a_template_without_an_invocation_is_refused() -> None:
     with pytest.raises(UsageError, match="nothing between a question and its answer"):
-        generation_prompt("{% for m in messages %}{{ m.content }}{% endfor %}")
+        frame(Rules("{% for m in messages %}{{ m.content }}{% endfor %}"))
 
 
 @pytest.mark.parametrize("name", ["qwen3", "smollm3", "granite", "gpt-oss"])

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
-import os
 import signal
 import threading
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from cmgr.base import threads
 from cmgr.errors import missing_extra
 from cmgr.sources.extract import Text, extract
 from cmgr.sources.web import Response, SourceError, Web
@@ -92,7 +92,7 @@ class Pages:
             with self._lock:
                 if self._pool is None:
                     self._pool = self._process_pool(
-                        max_workers=max(1, min(4, (os.cpu_count() or 2) - 1)),
+                        max_workers=max(1, min(4, threads() - 1)),
                         max_tasks=500,
                         initializer=_prepare,
                         context=multiprocessing.get_context("spawn"),

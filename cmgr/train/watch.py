@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass
 class Watch:
-    """Who is told: of each log line, and of (stage, steps done, steps in all, what to show)."""
+    """What a training calls: with log lines, (stage, steps done, all steps, rate), and messages."""
 
     log: Callable[[dict[str, Any]], None] = lambda line: None
     progress: Callable[[str, int, int, str], None] = lambda stage, done, total, what: None

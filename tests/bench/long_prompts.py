@@ -141,8 +141,13 @@ def long_rows(
                 yield f"long, neutral, {source}", within(texts, size, "", "", rng), set()
             for where in WHERE:
 
-                def put(mention: str, size: int = size, where: str = where) -> str:
-                    return within(texts, size, mention, where, rng)  # noqa: B023
+                def put(
+                    mention: str,
+                    texts: Sequence[str] = texts,
+                    size: int = size,
+                    where: str = where,
+                ) -> str:
+                    return within(texts, size, mention, where, rng)
 
                 for culture, (name, people, _) in cultures.items():
                     the = "the " if name.startswith("United") else ""
