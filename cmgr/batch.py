@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from cmgr import locks
 from cmgr.base import base_of
 from cmgr.conversation import Routes, describe
-from cmgr.errors import CmgrError
-from cmgr.records import Answer, Decision, Message, hash_file, json_lines, make_id
+from cmgr.errors import CmgrError, UsageError
+from cmgr.records import Answer, Decision, Message, Source, hash_file, json_lines, make_id
+from cmgr.retrieval import answering
 from cmgr.runtime.batch import Batch, Job, Outcome
 from cmgr.runtime.llama import Model
 from cmgr.workspace import Progress, Workspace, append_lines, write_atomic
@@ -118,6 +119,7 @@ def run(
     max_tokens: int = 200,
     temperature: float = 0.0,
     seed: int = 0,
+    passages: int | None = None,
     progress: Progress | None = None,
 ) -> tuple[int, int]:
     """Answer each line; returns how many lines there are, and how many failed.
@@ -125,10 +127,15 @@ def run(
     `out` is a file, to which each answer is appended as it is finished, and which at the end is in
     the order of the input; an answer that it holds (without error) is kept where its `made_from`
     says that all that decides it is the same. Or it is a function that is given each answer's JSON
-    in that order. Raises CmgrError where another command writes to the file, and says which.
+    in that order. `passages` of a culture go before each question, in place of the recipe's number.
+    Raises CmgrError where another command writes to the file, and says which.
     """
     with locks.output(out, "cmgr chat --batch") if isinstance(out, Path) else nullcontext():
-        return _run(ws, parse(lines), out, routes, max_tokens, temperature, seed, progress)
+        settings = _Settings(ws, max_tokens, temperature, seed, answering.Sources(ws, passages))
+        try:
+            return _run(ws, parse(lines), out, routes, settings, progress)
+        finally:
+            settings.sources.close()
 
 
 def _run(
@@ -136,13 +143,10 @@ def _run(
     items: list[tuple[str, Line | str]],
     out: Path | Callable[[str], None],
     routes: Routes,
-    max_tokens: int,
-    temperature: float,
-    seed: int,
+    settings: _Settings,
     progress: Progress | None,
 ) -> tuple[int, int]:
     kept = _kept(out) if isinstance(out, Path) else {}
-    settings = _Settings(ws, max_tokens, temperature, seed)
     decisions: dict[str, Decision | None] = {}
     todo: list[_Turn] = []
     failed = changed = undated = 0
@@ -153,10 +157,11 @@ def _run(
             failed += 1
             continue
         turn = _decided(name, line, routes, decisions)
+        settings.find(turn)
         old = kept.get(name)
         if old is None or old.error:
             todo.append(turn)
-        elif old.made_from and old.made_from == settings.key(turn, old.usage):
+        elif old.made_from and old.made_from == settings.key(turn, old.usage, len(old.sources)):
             store.have(_said_now(old, turn.record))
         else:
             todo.append(turn)
@@ -195,6 +200,7 @@ class _Turn:
     line: Line
     record: Answer
     scales: dict[str, float]
+    found: list[Source] = field(default_factory=list)  # for it; the record has what fits
 
     @property
     def messages(self) -> list[Message]:
@@ -228,17 +234,45 @@ def _said_now(old: Answer, record: Answer) -> Answer:
 class _Settings:
     """What the command says of every line, and the hash of all that decides an answer."""
 
-    def __init__(self, ws: Workspace, max_tokens: int, temperature: float, seed: int) -> None:
+    def __init__(
+        self,
+        ws: Workspace,
+        max_tokens: int,
+        temperature: float,
+        seed: int,
+        sources: answering.Sources,
+    ) -> None:
         self.ws = ws
+        self.sources = sources
+        self._names = {culture.id: culture.name for culture in ws.recipe.cultures}
         self.base = base_of(ws)
         self.max_tokens, self.temperature, self.seed = max_tokens, temperature, seed
         self._adapters: dict[str, str | None] = {}
+
+    def find(self, turn: _Turn) -> None:
+        """Find the passages that go before a line's question."""
+        said = [m.content for m in turn.messages[:-1] if m.role == "user"]
+        turn.found = self.sources.of(turn.scales, turn.line.text, *said[-1:])
+        turn.record.sources = list(turn.found)
+
+    def fit(self, turn: _Turn, model: Model) -> None:
+        """Leave passages out, the last ones first, until the prompt fits the context."""
+        line, sources = turn.line, turn.record.sources
+        room = self.ws.recipe.base.context - len(model.invocation)
+        room -= 0 if line.choices else min(line.max_tokens or self.max_tokens, room // 4)
+        while sources:
+            try:
+                if len(model.prompt_tokens(self.job(turn).messages)) <= room:
+                    return
+            except UsageError:  # for the runtime to say
+                return
+            sources.pop()
 
     def job(self, turn: _Turn) -> Job:
         """A line as the batch runtime takes it."""
         line = turn.line
         return Job(
-            turn.messages,
+            answering.before(turn.messages, turn.record.sources, self._names),
             turn.scales,
             line.choices,
             line.max_tokens or self.max_tokens,
@@ -247,11 +281,12 @@ class _Settings:
             turn.stop,
         )
 
-    def key(self, turn: _Turn, usage: Mapping[str, int]) -> str | None:
+    def key(self, turn: _Turn, usage: Mapping[str, int], shown: int) -> str | None:
         """The hash of all that decides a line's answer; None where an adapter is not there.
 
         The context is in it by the room that it leaves after the prompt (`usage`, in tokens): one
-        that cuts no answer changes none. A seed counts only where something is sampled.
+        that cuts no answer, and none of the passages (`shown` is how many the model read), changes
+        none. A seed counts only where something is sampled.
         """
         adapters = [(self._adapter(name), scale) for name, scale in turn.scales.items()]
         if "prompt_tokens" not in usage or any(digest is None for digest, _ in adapters):
@@ -264,9 +299,11 @@ class _Settings:
             VERSION,
             self.base.fingerprint,
             sorted((str(digest), float(scale)) for digest, scale in adapters),
-            [(message.role, message.content) for message in job.messages],
+            [(message.role, message.content) for message in turn.messages],
             list(job.choices) or written,
             turn.record.decided_by,
+            *([source.text for source in turn.found]),
+            *([self.ws.recipe.base.context] if shown < len(turn.found) else []),
         )
 
     def _adapter(self, name: str) -> str | None:
@@ -304,12 +341,14 @@ def _answers(
                     yield turn.record
                 else:
                     turns.append(turn)
+                    settings.fit(turn, model)
             if turns:
                 batch = batch or Batch(model, ws.recipe.base.context, ws.recipe.base.cache_mb)
                 for number, outcome in batch.run([settings.job(turn) for turn in turns]):
                     answer = _finished(turns[number], outcome)
                     if not answer.error:
-                        answer.made_from = settings.key(turns[number], answer.usage)
+                        turn = turns[number]
+                        answer.made_from = settings.key(turn, answer.usage, len(answer.sources))
                     yield answer
     finally:
         if batch is not None:
@@ -320,6 +359,7 @@ def _answers(
 def _finished(turn: _Turn, outcome: Outcome) -> Answer:
     record, line = turn.record, turn.line
     record.response, record.usage, record.error = outcome.response, outcome.usage, outcome.error
+    answering.check(record)
     if outcome.choice_logprobs is not None:
         sums = np.array(outcome.choice_logprobs)
         shares = np.exp(sums - sums.max())

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cmgr.base import base_of
 from cmgr.errors import READ_ONLY, MissingError, UsageError
-from cmgr.records import Answer, Decision, Message, json_lines, make_id
+from cmgr.records import Answer, Decision, Message, Source, json_lines, make_id
+from cmgr.retrieval import answering
 from cmgr.runtime import Runtime
 from cmgr.runtime.llama import Model
 from cmgr.workspace import Workspace, append_lines, blank, parsed
@@ -187,8 +188,9 @@ def _forget(log: Path, answer_id: str) -> None:
 class Conversation:
     """One thread over a workspace's base and adapters, kept in `logs/chat/` unless `log` is off.
 
-    `mode` and `blend`: see Routes. Raises MissingError (the command that makes what is missing)
-    for an adapter, a router or a base that is not there.
+    `mode` and `blend`: see Routes. `passages` of a culture go before each question, in place of
+    the recipe's number. Raises MissingError (the command that makes what is missing) for an
+    adapter, a router or a base that is not there.
     """
 
     def __init__(
@@ -197,8 +199,11 @@ class Conversation:
         mode: str = "auto",
         blend: Mapping[str, float] | None = None,
         log: bool = True,
+        passages: int | None = None,
     ) -> None:
         self.ws = ws
+        self.sources = answering.Sources(ws, passages)
+        self._names = {culture.id: culture.name for culture in ws.recipe.cultures}
         self.system = ""
         self.answers: list[Answer] = []
         self.last: Answer | None = None
@@ -218,7 +223,8 @@ class Conversation:
             raise
 
     def close(self) -> None:
-        """Free the model."""
+        """Free the model and the index."""
+        self.sources.close()
         self.runtime.close()
 
     def set_mode(self, mode: str, blend: Mapping[str, float] | None = None) -> None:
@@ -235,9 +241,13 @@ class Conversation:
     def _messages(self, first: int) -> list[Message]:
         found = [Message(role="system", content=self.system)] if self.system else []
         for answer in self.answers[first:]:
-            found.append(Message(role="user", content=answer.prompt))
+            found += self._asked(answer.prompt, answer.sources)
             found.append(Message(role="assistant", content=answer.response))
         return found
+
+    def _asked(self, text: str, sources: Sequence[Source]) -> list[Message]:
+        """A turn of the user as the model sees it: what it rests on, then the question."""
+        return answering.before([Message(role="user", content=text)], sources, self._names)
 
     def undo(self) -> bool:
         """Take the last turn back; False where there is none."""
@@ -277,15 +287,24 @@ class Conversation:
         self.system = str(getattr(self.last, "system", "") or "")
         return len(self.answers)
 
-    def _fitted(self, text: str, max_tokens: int) -> tuple[list[Message], int]:
-        """The prompt of the next turn, where it is too long without the oldest turns; and the first
-        turn that is in it.
+    def _fitted(self, answer: Answer, max_tokens: int) -> tuple[list[Message], int]:
+        """The prompt of the next turn, and the first turn that is in it.
+
+        Where it is too long the oldest turns go first, and then passages, the last ones first.
         """
         room = self.ws.recipe.base.context
         room -= min(max_tokens, room // 4) + len(self.runtime.model.invocation)
-        turn = Message(role="user", content=text)
+        while answer.sources:
+            alone = [
+                *self._messages(len(self.answers)),
+                *self._asked(answer.prompt, answer.sources),
+            ]
+            if len(self.runtime.prompt_tokens(alone)) <= room:
+                break
+            answer.sources.pop()
+        turn = self._asked(answer.prompt, answer.sources)
         first = self._first
-        prompt = [*self._messages(first), turn]
+        prompt = [*self._messages(first), *turn]
         if len(self.runtime.prompt_tokens(prompt)) > room:
             # some slack, so that the next turn need not drop (and read again) at once
             while (
@@ -293,7 +312,7 @@ class Conversation:
                 and len(self.runtime.prompt_tokens(prompt)) > room * 3 // 4
             ):
                 first += 1
-                prompt = [*self._messages(first), turn]
+                prompt = [*self._messages(first), *turn]
         return prompt, first
 
     def _leave_out(self, first: int) -> None:
@@ -372,7 +391,9 @@ class Conversation:
             answer.usage, answer.timings = tokens, timings
 
         said: list[str] = []
-        prompt, first = self._fitted(answer.prompt, max_tokens)
+        last = self.answers[-1].prompt if self.answers else ""
+        answer.sources = self.sources.of(scales, answer.prompt, last)
+        prompt, first = self._fitted(answer, max_tokens)
         stream = self.runtime.generate(
             prompt,
             scales,
@@ -390,3 +411,4 @@ class Conversation:
         finally:
             stream.close()
             answer.response = "".join(said).strip()
+            answering.check(answer)

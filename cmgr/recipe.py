@@ -184,8 +184,9 @@ class Train(Part):
     `validation` is the share of evidence held back to choose the best epoch by, or none where none
     is better than what training began with; `patience` says how many epochs without a better one
     end a stage (0: none does). `review: accepted` trains on what a person has accepted or edited,
-    and on nothing else. `start: shared` trains one adapter on all cultures first, from which each
-    culture's goes on.
+    and on nothing else. `passages` is the share of task examples whose prompt carries passages of
+    the evidence (retrieval/prompt.py), as prompts do in use. `start: shared` trains one adapter on
+    all cultures first, from which each culture's goes on.
     """
 
     stages: list[Literal["broad", "task"]] = Field(default=["broad", "task"], min_length=1)
@@ -197,6 +198,7 @@ class Train(Part):
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
     batch_size: int = Field(default=16, ge=1)
+    passages: float = Field(default=0.5, ge=0, le=1)
     seed: int = 1
     validation: float = Field(default=0.1, ge=0, lt=1)
     patience: int = Field(default=2, ge=0)
@@ -225,6 +227,17 @@ class Router(Part):
     margin: float = Field(default=0.1, ge=0, lt=1)
 
 
+class Answering(Part):
+    """What a culture's answers rest on: how many of its passages go into the prompt (0: none).
+
+    `encoder` ranks them: auto (all-MiniLM-L6-v2 where its package is installed, else BM25), none
+    (BM25), a GGUF embedding model, or a sentence-transformers folder.
+    """
+
+    passages: int = Field(default=3, ge=0, le=10)
+    encoder: str = "auto"
+
+
 class Evaluate(Part):
     """How many items per culture are scored: trained ones, other wordings, unseen facts."""
 
@@ -247,6 +260,7 @@ class Recipe(Part):
     adapter: Adapter = Adapter()
     train: Train = Train()
     router: Router = Router()
+    answer: Answering = Answering()
     evaluate: Evaluate = Evaluate()
     try_prompts: list[str] = []
 

@@ -141,12 +141,37 @@ class Decision(Record):
     abstained: bool
 
 
+class Source(BaseModel):
+    """A passage that stood before a question, under the number that the prompt gave it.
+
+    `text` is as it was shown, `sentence` the one that the answer follows (empty: none).
+    """
+
+    number: int
+    evidence_id: str
+    culture: str
+    title: str
+    url: str
+    text: str
+    sentence: str = ""
+    score: float = 0.0
+
+
+class Claim(BaseModel):
+    """A sentence of an answer, and the number of the source that says so (null: none of them)."""
+
+    sentence: str
+    source: int | None
+
+
 class Answer(Record):
     """One reply of the runtime.
 
     `adapter` names what was on (`japan`, or `japan=0.6,brazil=0.4`), `culture` the strongest of
     it; `decided_by` says who chose: the user, the router, or the thread (a follow-up that names no
-    culture). `made_from` is of a batch: a hash of all that decides the answer.
+    culture). `made_from` is of a batch: a hash of all that decides the answer. `sources` are the
+    passages of the culture's evidence that the model read before the question, `claims` which
+    sentence of the answer stands in which of them.
     """
 
     id: str
@@ -164,3 +189,5 @@ class Answer(Record):
     timings: dict[str, float] = {}
     error: str | None = None
     made_from: str | None = None
+    sources: list[Source] = []
+    claims: list[Claim] = []

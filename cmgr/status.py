@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from cmgr import evaluate, review, search, synthesize
 from cmgr.base import base_of
 from cmgr.errors import CmgrError
 from cmgr.router import fitting
-from cmgr.train import variants
+from cmgr.train import index_of, variants
 from cmgr.workspace import Workspace, read_json
 
 CURRENT, STALE, MISSING = "up to date", "out of date", "missing"
@@ -37,6 +38,7 @@ def of(ws: Workspace) -> dict[str, Any]:
         made = _state(ws, "synthesize", lambda: synthesize.wanted_inputs(ws))
         stages.append(_stage("synthesize", made))
     under_way = any(stage["next"] for stage in stages)
+    index = cache(lambda: index_of(ws))  # where its encoder is missing, each adapter says so
 
     def adapter(culture_id: str) -> str:
         if not variants.fit_examples(ws.recipe, examples, culture_id):
@@ -46,7 +48,7 @@ def of(ws: Workspace) -> dict[str, Any]:
         return _state(
             ws,
             f"train/{culture_id}",
-            lambda: variants.inputs_of(ws.recipe, base, examples, culture_id),
+            lambda: variants.inputs_of(ws.recipe, base, examples, culture_id, index()),
         )
 
     adapters: dict[str, str] = {}

@@ -64,6 +64,18 @@ def command(
         float, typer.Option("--temperature", min=0.0, help="0 takes the likeliest token")
     ] = 0.0,
     seed: Annotated[int, typer.Option("--seed", min=0, help="For a temperature above 0")] = 0,
+    passages: Annotated[
+        int | None,
+        typer.Option(
+            "--passages",
+            min=0,
+            max=10,
+            help="Passages of a culture before a question [default: answer.passages]",
+        ),
+    ] = None,
+    no_passages: Annotated[
+        bool, typer.Option("--no-passages", help="None: the adapters answer from their weights")
+    ] = False,
     json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
@@ -77,6 +89,9 @@ def command(
         raise UsageError("--batch takes its prompts from a file: leave -p, -c and --system out")
     if output != "-" and batch is None:
         raise UsageError("-o is for --batch; a single answer goes to stdout: cmgr chat -p ... > F")
+    if passages and no_passages:
+        raise UsageError("choose one of --passages and --no-passages")
+    count = 0 if no_passages else passages
     ws = Workspace.find(workspace, say)
     scales = parse_blend(blend) if blend not in {None, "auto"} else None
     if culture:
@@ -91,7 +106,7 @@ def command(
         say("no router yet (cmgr route --fit): the base answers")
         mode = "base"
     if batch is not None:
-        _batch(ws, batch, output, mode, scales, max_tokens, temperature, seed)
+        _batch(ws, batch, output, mode, scales, max_tokens, temperature, seed, count)
         return
     session = prompt is None and is_tty(sys.stdin)
     if not session and prompt in {None, "-"}:
@@ -101,7 +116,7 @@ def command(
 
     from cmgr.conversation import Conversation
 
-    with closing(Conversation(ws, mode, scales, log=not no_log)) as talk:
+    with closing(Conversation(ws, mode, scales, not no_log, count)) as talk:
         if go_on:
             say(f"going on after {talk.resume()} turn(s)")
         talk.system = talk.system if system is None else valid(system)
@@ -148,6 +163,8 @@ class Asker:
         if not live:
             out(plain(said.strip()))
         say(who(self.talk.last), faint=True)
+        for line in sources(self.talk.last):
+            say(line, faint=True)
 
 
 def who(answer: Answer) -> str:
@@ -162,6 +179,27 @@ def who(answer: Answer) -> str:
     return f"[{name} {answer.probability:.2f}]"
 
 
+def sources(answer: Answer) -> list[str]:
+    """What an answer rests on, a line each: the passages it follows, what it read besides, and
+
+    what it says that stands in none of them.
+    """
+    if not answer.sources:
+        return []
+    lines = []
+    for source in answer.sources:
+        if source.sentence:
+            lines.append(f"  [{source.number}] {source.title} · {source.url}")
+            lines.append(f"      “{source.sentence}”")
+    besides = [f"[{s.number}] {s.title}" for s in answer.sources if not s.sentence]
+    if besides:
+        lines.append(f"  {'also read' if lines else 'read'}: {'; '.join(besides)}")
+    own = [claim.sentence for claim in answer.claims if claim.source is None]
+    if own:
+        lines.append("  in none of them: " + " ".join(f"“{sentence}”" for sentence in own))
+    return lines
+
+
 def _batch(
     ws: Workspace,
     source: str,
@@ -171,6 +209,7 @@ def _batch(
     max_tokens: int,
     temperature: float,
     seed: int,
+    passages: int | None,
 ) -> None:
     from cmgr.batch import read_lines, run
     from cmgr.conversation import Routes
@@ -194,6 +233,7 @@ def _batch(
             max_tokens=max_tokens,
             temperature=temperature,
             seed=seed,
+            passages=passages,
             progress=show,
         )
     if failed:

@@ -76,6 +76,9 @@ def command(
     csv: Annotated[bool, typer.Option("--csv", help="CSV on stdout")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="A Markdown table")] = False,
     latex: Annotated[bool, typer.Option("--latex", help="A LaTeX table")] = False,
+    every: Annotated[
+        bool, typer.Option("--all", help="All tables: intervals, cultures, tasks, router, coverage")
+    ] = False,
 ) -> None:
     """Score methods on held-out items, or on a benchmark's own files; run it again to go on."""
     from cmgr import evaluate
@@ -118,7 +121,7 @@ def command(
             )
             rows, shown = found.rows, found.methods
             troubled = _tell(found.lacking, [*notes, *found.notes])
-    _show(rows, shown, json, csv, markdown, latex)
+    _show(rows, shown, json, csv, markdown, latex, every)
     checked = bounds.check(rows, least)
     for one in checked:
         if one.holds:
@@ -189,6 +192,7 @@ def _show(
     csv: bool,
     markdown: bool,
     latex: bool,
+    every: bool,
 ) -> None:
     from cmgr.evaluate import tables
 
@@ -202,10 +206,26 @@ def _show(
     elif latex:
         out(tables.latex(rows, methods).rstrip())
     else:
-        show_table(rows)
+        show_table(rows, every)
 
 
-def show_table(rows: list[dict[str, Any]]) -> None:
+def show_table(rows: list[dict[str, Any]], every: bool = False) -> None:
+    """What came of it in a sentence and one table; with `every`, all other tables too."""
+    from cmgr.evaluate import tables
+
+    if found := tables.verdict(rows):
+        out(found)
+    heads, cells = tables.overview(rows)
+    table("Share right", heads, cells)
+    if every:
+        _show_all(rows)
+    for row in rows:
+        if row["kind"] == "judge":
+            agreed = f"{row['agreement']:.2f}, kappa {row['kappa'] or 0:.2f}"
+            say(f"{row['task']}: {row['n']} answers judged by {row['model']}; with match {agreed}")
+
+
+def _show_all(rows: list[dict[str, Any]]) -> None:
     """Bars per method, the cultures apart, what differs and by how much, the router, the matrix."""
     scores = [row for row in rows if row.get("kind") == "score"]
     methods = list(dict.fromkeys(row["method"] for row in scores))
@@ -220,11 +240,8 @@ def show_table(rows: list[dict[str, Any]]) -> None:
             apart = [r for r in mine if r["task"] != whole and r["culture"] == "all"]
             _cross("task", apart, methods)
     _show_router(rows)
+    _show_coverage(rows)
     _show_matrix(rows)
-    for row in rows:
-        if row["kind"] == "judge":
-            agreed = f"{row['agreement']:.2f}, kappa {row['kappa'] or 0:.2f}"
-            say(f"{row['task']}: {row['n']} answers judged by {row['model']}; with match {agreed}")
 
 
 def _bars(whole: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:
@@ -237,7 +254,9 @@ def _bars(whole: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:
     paired = {
         row["against"]: row
         for row in rows
-        if row["kind"] == "paired" and (row["task"], row["split"]) == (task, split)
+        if row["kind"] == "paired"
+        and (row["task"], row["split"], row["method"]) == (task, split, "routed")
+        and row.get("what", "options") == "options"
     }
     f1 = any("macro_f1" in row for row in whole)
     heads = ["method", "accuracy", "95% interval", "0 to 1", *(["macro-F1"] if f1 else [])]
@@ -294,6 +313,28 @@ def _show_router(rows: list[dict[str, Any]]) -> None:
                     f"{r['cost']:+.3f}" if "cost" in r else "",
                 ]
                 for r in mine
+            ],
+        )
+
+
+def _show_coverage(rows: list[dict[str, Any]]) -> None:
+    """What was read before answering, and what it did."""
+    mine = [row for row in rows if row["kind"] == "coverage"]
+    if mine:
+        whole = list(dict.fromkeys(row["task"] for row in mine))[-1]
+        share = "{:.2f}".format
+        table(
+            "Passages: shown at all, the right one, the right answer's words; right with and "
+            "without them",
+            ["items", "method", "n", "shown", "right one", "words", "with", "without"],
+            [
+                [
+                    *(r["split"], r["method"], r["n"]),
+                    *(share(r[k]) for k in ("shown", "passage", "words")),
+                    *("" if r[k] is None else share(r[k]) for k in ("right_with", "right_without")),
+                ]
+                for r in mine
+                if r["task"] == whole
             ],
         )
 

@@ -42,6 +42,24 @@ def command(
         _show(ws, manifest)
 
 
+def show_tried(item: dict[str, Any]) -> None:
+    """A prompt answered by the base and by the routed culture, with what that answer rests on."""
+    from cmgr.cli.chat import sources
+    from cmgr.records import Answer
+
+    marks = {True: " (right)", False: " (wrong)", None: ""}
+    out(f"\n> {plain(item['prompt'])}")
+    if "gold" in item:
+        out(f"  right answer: {plain(item['gold'])}")
+    out(f"  base{marks[item.get('base_right')]}: {plain(item['base'])}")
+    who = item["culture"] or "routed to the base"
+    out(f"  {who}{marks[item.get('right')]}: {plain(item['routed'])}")
+    rests = {key: item.get(key, []) for key in ("sources", "claims")}
+    record = Answer(id="", prompt="", culture=None, adapter=None, **rests)
+    for line in sources(record):
+        out(f"  {line}")
+
+
 def _stages() -> list[tuple[str, Any]]:
     from cmgr import evaluate, search, synthesize, train
     from cmgr.router import fitting
@@ -63,8 +81,6 @@ def _show(ws: Workspace, manifest: dict[str, Any]) -> None:
     show_cultures(status.of(ws))
     show_table(manifest["table"])
     for item in manifest["tried"]:
-        out(f"\n> {item['prompt']}")
-        out(f"  base: {plain(item['base'])}")
-        out(f"  {item['culture'] or 'routed to the base'}: {plain(item['routed'])}")
+        show_tried(item)
     where = "" if ws.folder.resolve() == Path.cwd() else f" -w {ws.folder}"
     say(f"\nNext: cmgr chat{where}   ·   cmgr status{where}")

@@ -269,6 +269,11 @@ def _why(ask: Asker) -> None:
         "router": "the router decided",
     }
     say(reasons.get(str(last.decided_by), ""))
+    for source in last.sources:
+        say(f"  [{source.number}] {source.score:.2f}  {source.text}")
+    for claim in last.claims:
+        says = f"stands in [{claim.source}]" if claim.source else "stands in none of them"
+        say(f"  “{claim.sentence}” {says}")
 
 
 def _save(ask: Asker, path: Path) -> None:
@@ -280,6 +285,7 @@ def _save(ask: Asker, path: Path) -> None:
         for answer in talk.answers:
             parts.append(f"**you:** {answer.prompt}\n")
             parts.append(f"**{answer.adapter or 'base'}:** {answer.response}\n")
+            parts += [f"> [{s.number}] {s.title}, {s.url}\n" for s in answer.sources if s.sentence]
         text = plain("\n".join(parts))
     try:
         with path.open("x", encoding="utf-8") as file:

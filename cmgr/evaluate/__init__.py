@@ -16,12 +16,15 @@ from cmgr.base import Base, base_of
 from cmgr.errors import CmgrError, MissingError
 from cmgr.evaluate import free, tables
 from cmgr.evaluate.items import Item, of_examples, pick, problems
-from cmgr.evaluate.methods import ALWAYS, METHODS, Ask, Methods
+from cmgr.evaluate.methods import ALWAYS, EVIDENCE, METHODS, READING, Ask, Methods
 from cmgr.evaluate.scores import Question, Scores
 from cmgr.evaluate.tables import Result
-from cmgr.records import Decision, Message, json_lines, make_id, now
+from cmgr.recipe import SHARED
+from cmgr.records import Answer, Decision, Message, json_lines, make_id, now
+from cmgr.retrieval import answering
 from cmgr.router import Router
 from cmgr.runtime import Runtime
+from cmgr.sources.passages import word_count
 from cmgr.synthesize import current_examples
 from cmgr.tasks import Task
 from cmgr.workspace import Progress, Workspace, write_atomic, write_json
@@ -36,7 +39,7 @@ __all__ = [
     "run",
 ]
 
-VERSION = 4
+VERSION = 5
 OWN = "workspace"  # the name of the evaluation of a workspace's own items
 
 
@@ -55,7 +58,12 @@ class Evaluation:
 def default_methods(ws: Workspace) -> list[str]:
     """Those that need no more than `cmgr run` makes, and others whose adapters are there."""
     there = {name.rpartition(".")[2] for name in [*ws.variants(), *ws.merges()]}
-    return [method for method in METHODS if method in ALWAYS or method in there]
+    reading = {EVIDENCE, "routed+evidence"} if ws.recipe.answer.passages else set()
+    if reading and SHARED in there:
+        reading.add("shared+evidence")
+    if not any(part.get("ids") for part in ws.parts("search").values()):
+        reading = set()
+    return [m for m in METHODS if m in ALWAYS or m in there or m in reading]
 
 
 def run(
@@ -97,9 +105,14 @@ def run(
         raise MissingError("; ".join(f"{m}: {why}" for m, why in able.lacking.items()))
     matrix = able.cultures if interference and "interference" not in able.lacking else []
     asked = _asked(items, able, decisions, matrix, ws.recipe.tasks)
+    able.close()
     scores = Scores(ws, able.base, able.adapters)
     scores.compute(
-        [q for one in asked for q in (*one.by_method.values(), *one.under.values())],
+        [
+            q
+            for one in asked
+            for q in (*one.by_method.values(), *one.freely.values(), *one.under.values())
+        ],
         (lambda done, total: progress("eval", done, total)) if progress else None,
         force,
     )
@@ -116,6 +129,7 @@ def run(
         *tables.scores(results, able.wanted, seed),
         *tables.paired(results, able.wanted, seed),
         *(tables.router(results, able.wanted, seed) if decisions else ()),
+        *tables.coverage(results, able.wanted),
         *tables.interference(results),
     ]
     _keep(ws, found, able.base, seed)
@@ -129,6 +143,7 @@ class _Asked:
     item: Item
     decision: Decision | None
     by_method: dict[str, Question]
+    freely: dict[str, Question]
     under: dict[str, Question]
 
 
@@ -145,11 +160,15 @@ def _asked(
         decision = decisions.get(item.messages[-1].content)
         asks = able.asks(item, decision.culture if decision else None)
         options = tuple(item.options)
-        room = 0 if options else tokens.get(item.task, _TOKENS)
+        length = tokens.get(item.task, _TOKENS)
+        room = 0 if options else length
         by_method = {m: Question(ask, options, room) for m, ask in asks.items()}
+        if options:  # nothing longer than twice the longest option can be right
+            length = min(length, 2 * max(map(word_count, options)) + 8)
+        freely = {m: Question(a, (), length) for m, a in asks.items() if options and item.free}
         turns = able.plain(item)
         under = {c: Question(Ask(turns, ((c, 1.0),)), options) for c in matrix if options}
-        found.append(_Asked(item, decision, by_method, under))
+        found.append(_Asked(item, decision, by_method, freely, under))
     return found
 
 
@@ -160,7 +179,8 @@ def _reason(error: str) -> str:
 
 def _failure(one: _Asked, scores: Scores) -> str:
     """Why an item could not be put by every method; empty where it could."""
-    errors = (scores[q].error for q in (*one.by_method.values(), *one.under.values()))
+    every = (*one.by_method.values(), *one.freely.values(), *one.under.values())
+    errors = (scores[q].error for q in every)
     return next((_reason(error) for error in errors if error), "")
 
 
@@ -180,6 +200,7 @@ def _drop_failing(asked: Sequence[_Asked], able: Methods, scores: Scores) -> Non
     able.wanted = [method for method in able.wanted if method not in failing]
     for one in asked:
         one.by_method = {m: q for m, q in one.by_method.items() if m not in failing}
+        one.freely = {m: q for m, q in one.freely.items() if m not in failing}
 
 
 def _result(one: _Asked, scores: Scores) -> Result | None:
@@ -188,6 +209,10 @@ def _result(one: _Asked, scores: Scores) -> Result | None:
     if _failure(one, scores):
         return None
     said = {m: _said(item, scores, q) for m, q in one.by_method.items()}
+    answers = {m: scores[q].text for m, q in one.freely.items()}
+    texts = {**{m: t for m, t in said.items() if not item.options}, **answers}
+    others = [option for option in item.options if option not in item.accepted]
+    read = {m: q.ask for m, q in one.by_method.items() if m in READING}
     return Result(
         **item.model_dump(include=_CARRIED),
         routed_to=decision.culture if decision else None,
@@ -195,6 +220,15 @@ def _result(one: _Asked, scores: Scores) -> Result | None:
         said=said,
         right={m: _is_right(item, text) for m, text in said.items()},
         under={c: _is_right(item, _said(item, scores, q)) for c, q in one.under.items()},
+        answers=answers,
+        answered={m: free.is_right(text, item.accepted, others) for m, text in texts.items()},
+        flaws={m: flaw for m, text in texts.items() if (flaw := free.flaw(text, item.answer))},
+        passages={
+            m: bool(set(ask.passages) & set(item.evidence_ids))
+            for m, ask in read.items()
+            if ask.passages
+        },
+        words={m: free.stands(item.accepted, ask.turns[-1][1]) for m, ask in read.items()},
     )
 
 
@@ -214,7 +248,7 @@ def _said(item: Item, scores: Scores, question: Question) -> str:
 
 
 def _is_right(item: Item, text: str) -> bool:
-    return text == item.answer if item.options else free.matches(text, item.accepted)
+    return text == item.answer if item.options else free.is_right(text, item.accepted)
 
 
 def _keep(ws: Workspace, found: Evaluation, base: Base, seed: int) -> None:
@@ -250,6 +284,8 @@ def _inputs(ws: Workspace, items: Sequence[Item], methods: Methods) -> str:
         [item.model_dump() for item in items],
         ws.recipe.try_prompts,
         ws.recipe.base.context,
+        ws.recipe.answer.model_dump(),
+        methods.index.fingerprint() if methods.index else "",
     )
 
 
@@ -289,7 +325,7 @@ def build(ws: Workspace, force: bool = False, progress: Progress | None = None) 
         return False
     router = Router.of(ws)
     found = run(ws, OWN, items, able, force=force, progress=progress)
-    tried = _tried(ws, router)
+    tried = [*_tried(ws, router), *_held_out(items, found.results)]
     ws.finish(
         "eval",
         inputs,
@@ -300,20 +336,57 @@ def build(ws: Workspace, force: bool = False, progress: Progress | None = None) 
 
 
 def _tried(ws: Workspace, router: Router) -> list[dict[str, Any]]:
-    """The recipe's prompts, each answered by the base and by whom the router names."""
+    """The recipe's prompts, answered by the base and, as in chat, by whom the router names."""
+    names = {culture.id: culture.name for culture in ws.recipe.cultures}
     runtime = Runtime(base_of(ws), ws.recipe.base.context)
+    sources = answering.Sources(ws)
     found = []
     try:
         for prompt in ws.recipe.try_prompts:
             culture = router.decide(prompt).culture
+            scales = {culture: 1.0} if culture else {}
             if culture:
                 runtime.load_adapter(culture, ws.path("adapters", culture))
-            messages = [Message(role="user", content=prompt)]
-            answers = {
-                name: "".join(runtime.generate(messages, scales, max_tokens=80)).strip()
-                for name, scales in (("base", {}), ("routed", {culture: 1.0} if culture else {}))
-            }
-            found.append({"prompt": prompt, "culture": culture, **answers})
+            plain = [Message(role="user", content=prompt)]
+            said = Answer(id=make_id(prompt), prompt=prompt, culture=culture, adapter=culture)
+            said.sources = sources.of(scales, prompt)
+            asked = answering.before(plain, said.sources, names)
+            said.response = "".join(runtime.generate(asked, scales, max_tokens=80)).strip()
+            answering.check(said)
+            base = "".join(runtime.generate(plain, {}, max_tokens=80)).strip()
+            found.append(
+                {
+                    **{"prompt": prompt, "culture": culture, "base": base, "routed": said.response},
+                    "sources": [source.model_dump() for source in said.sources],
+                    "claims": [claim.model_dump() for claim in said.claims],
+                }
+            )
     finally:
+        sources.close()
         runtime.close()
+    return found
+
+
+def _held_out(items: Sequence[Item], results: Sequence[Result]) -> list[dict[str, Any]]:
+    """An item a culture that no example was trained on, with its right answer and what was said."""
+    by_id = {item.id: item for item in items}
+    chosen: dict[str, Result] = {}
+    for split in ("fact", "wording"):
+        for result in sorted(results, key=lambda r: make_id("tried", r.id)):
+            if result.split == split and result.answers:
+                chosen.setdefault(result.culture, result)
+    found = []
+    for result in chosen.values():
+        method = "routed+evidence" if "routed+evidence" in result.answers else "routed"
+        if not {"base", method} <= result.answers.keys():
+            continue
+        found.append(
+            {
+                "prompt": by_id[result.id].messages[-1].content,
+                "culture": result.routed_to,
+                **{"base": result.answers["base"], "base_right": result.answered["base"]},
+                **{"routed": result.answers[method], "right": result.answered[method]},
+                "gold": result.answer,
+            }
+        )
     return found

@@ -37,6 +37,8 @@ class Item(Record):
     labels: list[str] = []
     accepted: list[str] = []
     contested: bool = False
+    free: bool = True  # whether an answer in its own words can be judged
+    evidence_ids: list[str] = []
 
 
 def of_examples(recipe: Recipe, examples: Iterable[Example]) -> list[Item]:
@@ -58,9 +60,16 @@ def of_examples(recipe: Recipe, examples: Iterable[Example]) -> list[Item]:
                 labels=task.labels if task else [],
                 accepted=[example.answer],
                 contested=bool(example.inputs.get("contrast")),
+                free=_is_free(task),
+                evidence_ids=example.evidence_ids,
             )
         )
     return found
+
+
+def _is_free(task: Task | None) -> bool:
+    """Whether a task's answers are texts: no labels, and no letters of options in the prompt."""
+    return task is None or not (task.labels or "{options}" in task.prompt)
 
 
 def pick(ws: Workspace, examples: Sequence[Example]) -> list[Example]:
@@ -162,6 +171,7 @@ def of_file(
             options=list(inputs.get("options") or []),
             labels=task.labels,
             accepted=list(row.accepted) or [row.answer],
+            free=_is_free(form),
         )
         items[item.id] = item
     return _contested(list(items.values())), left_out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from itertools import chain
+from itertools import chain, groupby
 from typing import NamedTuple
 
 from cmgr.base import Base
@@ -12,6 +12,8 @@ from cmgr.errors import MissingError
 from cmgr.evaluate.items import Item
 from cmgr.recipe import SHARED
 from cmgr.records import Example, Message, hash_file, make_id
+from cmgr.retrieval import Found, Index
+from cmgr.retrieval.prompt import note_of, with_notes
 from cmgr.train.variants import VARIANTS, name_of
 from cmgr.workspace import Workspace, read_json
 
@@ -30,7 +32,19 @@ METHODS = {
     "no-contrast": "routed, without contrast pairs",
     "no-evidence": "routed, trained on what the model wrote from memory",
 }
-ROUTED = ("routed", *(name for name in VARIANTS if name != SHARED))
+EVIDENCE = "evidence"
+METHODS |= {
+    EVIDENCE: "the base, passages of the routed culture before the question",
+    "shared+evidence": "the shared adapter with the same passages",
+    "routed+evidence": "the routed culture's adapter with its passages: what chat does",
+    "oracle+evidence": "the right culture's adapter with its passages",
+    "open+evidence": "the base with passages of all cultures together, without a router",
+}
+READING = tuple(name for name in METHODS if name.endswith(EVIDENCE))
+ROUTED = (
+    *("routed", "routed+evidence", EVIDENCE, "shared+evidence"),
+    *(name for name in VARIANTS if name != SHARED),
+)
 ALWAYS = ("base", "prompt", "routed", "oracle")
 
 
@@ -38,16 +52,18 @@ Turn = tuple[str, str]  # role, content
 
 
 class Ask(NamedTuple):
-    """A prompt under adapters at scales."""
+    """A prompt under adapters at scales; `passages` are the ids of those that stand in it."""
 
     turns: tuple[Turn, ...]
     scales: tuple[tuple[str, float], ...]
+    passages: tuple[str, ...] = ()
 
 
 class Methods:
     """The methods that can be evaluated here, and why others cannot (`lacking`).
 
-    `adapters` are those that they need, by name: the SHA-256 of each GGUF.
+    `adapters` are those that they need, by name: the SHA-256 of each GGUF. `count` passages of the
+    evidence stand before a question where a method reads them.
     """
 
     def __init__(
@@ -59,6 +75,11 @@ class Methods:
         examples: Sequence[Example],
     ) -> None:
         self._ws, self.base = ws, base
+        self.count = ws.recipe.answer.passages
+        self.index = Index(ws) if self.count else None
+        if self.index and not any(self.index.passages(c.id) for c in ws.recipe.cultures):
+            self.index = None
+        self._shown: dict[tuple[str, str], list[Found]] = {}
         self.lacking: dict[str, str] = {}
         self.adapters: dict[str, str] = {}
         self.shots = self._shots(examples)
@@ -68,6 +89,8 @@ class Methods:
         for method in wanted:
             needed = of_items if method == "oracle" else every
             try:
+                if method in READING and self.index is None:
+                    raise MissingError("no evidence to read. Find some: cmgr search")
                 for name in self._names(method, needed):
                     self._need(name, method)
                 if method == "few-shot":
@@ -83,10 +106,10 @@ class Methods:
 
     def _names(self, method: str, cultures: Sequence[str]) -> list[str]:
         """The adapters of a method."""
-        if method in ("base", "prompt", "few-shot"):
+        if method in ("base", "prompt", "few-shot", EVIDENCE, "open+evidence"):
             return []
-        if method in (SHARED, MERGED):
-            return [method]
+        if method in (SHARED, MERGED, "shared+evidence"):
+            return [method.partition("+")[0]]
         variant = method if method in VARIANTS else None
         return [name_of(culture, variant) for culture in cultures]
 
@@ -102,6 +125,11 @@ class Methods:
                 how = f"cmgr merge {names} --method linear --name {MERGED}"
             raise MissingError(f"no adapter {name} for this base. Make it: {how}")
         self.adapters[name] = hash_file(path)
+
+    def close(self) -> None:
+        """Free the index's encoder."""
+        if self.index:
+            self.index.close()
 
     @property
     def cultures(self) -> list[str]:
@@ -132,6 +160,8 @@ class Methods:
 
     def _ask(self, method: str, item: Item, routed_to: str | None) -> Ask:
         plain = self.plain(item)
+        if method in READING:
+            return self._reading(method, item, routed_to)
         if method == "base":
             return Ask(plain, ())
         if method in ("prompt", "few-shot"):
@@ -143,6 +173,35 @@ class Methods:
         named = item.culture if method == "oracle" else routed_to
         variant = method if method in VARIANTS else None
         return Ask(plain, ((name_of(named, variant), 1.0),) if named else ())
+
+    def _reading(self, method: str, item: Item, routed_to: str | None) -> Ask:
+        """A prompt with passages before it; as it is where the index has nothing to say."""
+        named = item.culture if method == "oracle+evidence" else routed_to
+        if method == "open+evidence":
+            cultures = [culture.id for culture in self._ws.recipe.cultures]
+        else:
+            cultures = [named] if named else []
+        found = [(c, one) for c in cultures for one in self.shown(c, item)]
+        if len(cultures) > 1:  # of all cultures, the best
+            found = sorted(found, key=lambda pair: -pair[1].score)[: self.count]
+        who = {"shared+evidence": SHARED, EVIDENCE: None, "open+evidence": None}.get(method, named)
+        scales = ((who, 1.0),) if who else ()
+        if not found:
+            return Ask(self.plain(item), scales)
+        notes = [
+            (self._ws.recipe.culture(culture).name, [note_of(one.passage) for _, one in mine])
+            for culture, mine in groupby(found, key=lambda pair: pair[0])
+        ]
+        turns = _turns(with_notes(item.messages, notes))
+        return Ask(turns, scales, tuple(one.passage.id for _, one in found))
+
+    def shown(self, culture: str, item: Item) -> list[Found]:
+        """The passages that the index has for an item, if any."""
+        prompt = item.messages[-1].content
+        if (culture, prompt) not in self._shown:
+            assert self.index is not None
+            self._shown[culture, prompt] = self.index.find(culture, prompt, self.count)
+        return self._shown[culture, prompt]
 
     def _system(self, culture: str) -> Turn:
         name = self._ws.recipe.culture(culture).name

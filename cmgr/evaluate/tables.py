@@ -20,7 +20,10 @@ SPLITS = {
     "test": "items of the file",
     CONTESTED: "items whose right answer depends on the culture",
 }
-AGAINST = {"routed": ("base", "prompt", "few-shot", "shared", "merged", "broad", "oracle")}
+AGAINST = {
+    "routed": ("base", "prompt", "few-shot", "shared", "merged", "broad", "oracle"),
+    "routed+evidence": ("base", "prompt", "evidence", "shared+evidence", "open+evidence", "routed"),
+}
 MATRIX = "interference"
 
 
@@ -40,6 +43,13 @@ class Result(Record):
     said: dict[str, str]
     right: dict[str, bool]
     under: dict[str, bool] = {}  # right under each culture's adapter
+    # where it has options and is asked freely too: the text, whether it is right, what is wrong
+    # with it as a text; of methods that read: whether its own passage, its answer's words were read
+    answers: dict[str, str] = {}
+    answered: dict[str, bool] = {}
+    flaws: dict[str, str] = {}
+    passages: dict[str, bool] = {}
+    words: dict[str, bool] = {}
 
 
 Part = tuple[str, str, str]  # task, culture, split
@@ -78,6 +88,7 @@ def scores(
             row: dict[str, Any] = {"kind": "score", "task": task, "culture": culture}
             row |= {"split": split, "method": method}
             row |= _share([r.right[method] for r in mine], mine)
+            row |= _free(mine, method)
             if drawn:
                 pairs, size = _pairs(mine, method)
                 counts = np.zeros((size, size))
@@ -96,6 +107,43 @@ def _share(rights: Sequence[bool], mine: Sequence[Result]) -> dict[str, Any]:
     right, n = sum(rights), len(rights)
     interval = grouped_wilson(rights, _groups(mine))
     return {"n": n, "right": right, "accuracy": right / n, "interval": interval}
+
+
+def _free(mine: Sequence[Result], method: str) -> dict[str, Any]:
+    """Of answers in own words: the share that is right, and that is sound as a text."""
+    free = [r for r in mine if method in r.answered]
+    if not free:
+        return {}
+    found = _share([r.answered[method] for r in free], free)
+    sound = sum(not r.flaws.get(method) for r in free) / len(free)
+    return {
+        **{"answers_n": found["n"], "answers_right": found["right"]},
+        **{"answers": found["accuracy"], "answers_interval": found["interval"], "sound": sound},
+    }
+
+
+def coverage(results: Sequence[Result], methods: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """What methods that read passages had before them: the right one, the right answer's words.
+
+    `right_with` and `right_without` are the shares right where the right passage was read, and
+    where not; of free answers where there are any.
+    """
+    for (task, culture, split), mine in parts(results).items():
+        for method in methods:
+            read = [r for r in mine if method in r.words]
+            if not read or culture != ALL:
+                continue
+            row: dict[str, Any] = {"kind": "coverage", "task": task, "culture": culture}
+            row |= {"split": split, "method": method, "n": len(read)}
+            row["shown"] = sum(method in r.passages for r in read) / len(read)
+            row["words"] = sum(r.words[method] for r in read) / len(read)
+            row["passage"] = sum(r.passages.get(method, False) for r in read) / len(read)
+            covered = [r for r in read if r.passages.get(method) or r.words[method]]
+            others = [r for r in read if not (r.passages.get(method) or r.words[method])]
+            for name, some in (("right_with", covered), ("right_without", others)):
+                rights = [r.answered.get(method, r.right[method]) for r in some]
+                row[name] = sum(rights) / len(rights) if rights else None
+            yield row
 
 
 def _labels(mine: Sequence[Result]) -> list[str]:
@@ -123,16 +171,21 @@ def paired(
             for other in others:
                 if method not in methods or other not in methods:
                     continue
-                gaps = [int(r.right[method]) - int(r.right[other]) for r in mine]
-                yield {
-                    "kind": "paired",
-                    **{"task": task, "culture": culture, "split": split, "n": len(mine)},
-                    **{"method": method, "against": other},
-                    "difference": sum(gaps) / len(gaps),
-                    "interval": drawn.mean(gaps),
-                    **{"wins": gaps.count(1), "losses": gaps.count(-1)},
-                    "p": sign_flip(gaps, groups),
-                }
+                both = [("options", [(r.right[method], r.right[other]) for r in mine])]
+                if all(method in r.answered and other in r.answered for r in mine):
+                    free = [(r.answered[method], r.answered[other]) for r in mine]
+                    both.append(("answers", free))
+                for what, pairs in both:
+                    gaps = [int(one) - int(two) for one, two in pairs]
+                    yield {
+                        "kind": "paired",
+                        **{"task": task, "culture": culture, "split": split, "n": len(mine)},
+                        **{"method": method, "against": other, "what": what},
+                        "difference": sum(gaps) / len(gaps),
+                        "interval": drawn.mean(gaps),
+                        **{"wins": gaps.count(1), "losses": gaps.count(-1)},
+                        "p": sign_flip(gaps, groups),
+                    }
 
 
 def router(
@@ -161,11 +214,63 @@ def interference(results: Sequence[Result]) -> Iterator[dict[str, Any]]:
         yield row | _share([r.under[adapter] for r in mine], mine)
 
 
+# -- for people ---------------------------------------------------------------------------------
+
+SHORT = {"fit": "as trained", "wording": "reworded", "fact": "untrained", "test": "test"}
+
+
+def _whole(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """The score rows over all tasks and cultures, by split and method."""
+    scored = [r for r in rows if r["kind"] == "score" and r["culture"] == ALL]
+    tasks = {r["task"] for r in scored}
+    found: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
+    for row in scored:
+        if row["task"] == ALL or len(tasks) == 1:
+            found[row["split"]][row["method"]] = row
+    return found
+
+
+def verdict(rows: Sequence[dict[str, Any]]) -> str:
+    """What came of it, in a sentence: of free answers where there are any, beside the base's."""
+    said = []
+    names = {"wording": "other wordings", "fact": "facts never trained", "test": "items"}
+    for split, mine in _whole(rows).items():
+        method = "routed+evidence" if "routed+evidence" in mine else "routed"
+        if split not in names or method not in mine:
+            continue
+        key, n = ("answers_right", "answers_n") if "answers_n" in mine[method] else ("right", "n")
+        base = f" (base {mine['base'][key]})" if "base" in mine else ""
+        said.append(f"{names[split]} {mine[method][key]} of {mine[method][n]}{base}")
+    if not said:
+        return ""
+    free = any("answers_n" in row for mine in _whole(rows).values() for row in mine.values())
+    return f"{'Free answers' if free else 'Answers'} right: {'; '.join(said)}"
+
+
+def overview(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """(heads, cells): a method a line; for each split the shares of free answers and of options
+
+    that are right. A column that has nothing is left out.
+    """
+    whole = {split: mine for split, mine in _whole(rows).items() if split in SHORT}
+    methods = list(dict.fromkeys(method for mine in whole.values() for method in mine))
+    heads, columns = ["method"], [methods]
+    for split, mine in whole.items():
+        first = next(iter(mine.values()))
+        kinds = [("answers", "answers")] if "answers" in first else []
+        kinds.append(("options" if kinds else "right", "accuracy"))
+        for name, key in kinds:
+            heads.append(f"{SHORT[split]}\n{name}\nn {first['n']}")
+            columns.append([f"{mine[m][key]:.2f}" if m in mine else "" for m in methods])
+    return heads, [list(cells) for cells in zip(*columns, strict=True)]
+
+
 # -- for papers and spreadsheets ----------------------------------------------------------------
 
 COLUMNS = (
     *("task", "culture", "split", "method", "n", "right", "accuracy", "low", "high"),
     *("macro_f1", "macro_f1_low", "macro_f1_high"),
+    *("answers_n", "answers_right", "answers", "answers_low", "answers_high", "sound"),
 )
 
 
@@ -182,6 +287,7 @@ def csv(rows: Sequence[dict[str, Any]]) -> str:
             low, high = row["interval"]
             f1_low, f1_high = row.get("macro_f1_interval", ("", ""))
             more = {"low": low, "high": high, "macro_f1_low": f1_low, "macro_f1_high": f1_high}
+            more["answers_low"], more["answers_high"] = row.get("answers_interval", ("", ""))
             writer.writerow({**row, **more})
     return out.getvalue()
 

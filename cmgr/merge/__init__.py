@@ -134,6 +134,9 @@ def _write(
         }
         write_json(part / "adapter_config.json", config)
         lock = {k: first.manifest.get(k) for k in ("base_fingerprint", "template_hash")}
+        read = {a.manifest.get("passages") for a in adapters}
+        if len(read) == 1 and None not in read:  # all read passages, in one form
+            lock["passages"] = read.pop()
         gguf_lora.export(
             part,
             part / "adapter.gguf",

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from cmgr.base import Base, base_of
 from cmgr.chat_template import template_hash
 from cmgr.errors import CmgrError, UsageError
 from cmgr.records import Example, now
+from cmgr.retrieval import Index
+from cmgr.retrieval.prompt import FORMAT
 from cmgr.search import current_evidence
 from cmgr.synthesize import all_examples, bare_examples, current_examples
 from cmgr.train import checkpoint, variants
@@ -27,6 +30,7 @@ from cmgr.train.card import card
 from cmgr.train.loop import Loop, Stage
 from cmgr.train.model import Item, Trainable, is_main, out_of_memory
 from cmgr.train.parity import PROMPTS, parity
+from cmgr.train.passages import with_passages
 from cmgr.train.variants import Wanted
 from cmgr.train.watch import Log, Watch
 from cmgr.workspace import (
@@ -107,6 +111,7 @@ def build(
     plan, base = planned(ws, force, cultures, variant, begin)
     if not plan:
         return False
+    plan = with_notes(ws, plan, ws.say if is_main() else lambda _: None)
     if any(wanted.start for wanted in plan):
         build(ws, progress=progress, variant=variant or recipes.SHARED, begin=True)
     trainable = Trainable(base, ws.recipe, ws.folder, ws.say if is_main() else lambda _: None)
@@ -115,6 +120,38 @@ def build(
         with short_of_memory(ws.recipe.train, len(wanted.examples)):
             _one(ws, trainable, wanted, force, progress)
     return True
+
+
+def index_of(ws: Workspace, variant: str | None = None) -> Index | None:
+    """The index whose passages training prompts carry; None where they carry none.
+
+    What a model wrote from memory is trained without passages, for that is what it is to show.
+    """
+    if variant == "no-evidence" or not ws.recipe.train.passages or not ws.recipe.answer.passages:
+        return None
+    return Index(ws)
+
+
+def with_notes(
+    ws: Workspace, plan: Sequence[Wanted], say: Callable[[str], None] = lambda _: None
+) -> list[Wanted]:
+    """What is to be trained, with the passages that its prompts carry."""
+    index = index_of(ws, plan[0].variant if plan else None)
+    if index is None:
+        return list(plan)
+    examples = current_examples(ws)
+    trained = {i for e in examples if e.split == "fit" for i in e.evidence_ids}
+    held = {i for e in examples for i in e.evidence_ids} - trained
+    found = []
+    try:
+        for wanted in plan:
+            made = with_passages(wanted.recipe, wanted.examples, index, held)
+            count = sum(a is not b for a, b in zip(made, wanted.examples, strict=True))
+            say(f"train: {wanted.name}: {count} of {len(made)} prompts carry passages")
+            found.append(replace(wanted, examples=made, passages=count))
+    finally:
+        index.close()
+    return found
 
 
 def planned(
@@ -128,7 +165,8 @@ def planned(
     examples = bare_examples(ws) if variant == "no-evidence" else current_examples(ws)
     check(ws.recipe, examples)
     base = base_of(ws)
-    every = variants.wanted(ws.recipe, base, examples, cultures, variant, begin)
+    index = index_of(ws, variant)
+    every = variants.wanted(ws.recipe, base, examples, cultures, variant, begin, index)
     return [w for w in every if force or not ws.is_current(f"train/{w.name}", w.inputs)], base
 
 
@@ -276,6 +314,7 @@ def _finish(
     lock = {
         "base_fingerprint": trainable.base.fingerprint,
         "template_hash": template_hash(trainable.template, trainable.base.thinking),
+        **({"passages": FORMAT} if wanted.passages else {}),
     }
     evidence = [p for p in current_evidence(ws) if p.culture in whose]
     licences = {p.license for p in evidence if p.license}

@@ -20,6 +20,7 @@ from cmgr.workspace import Workspace
 def inspect(ws: Workspace, cultures: list[str]) -> list[dict[str, Any]]:
     """The first example of each stage and culture as trained: (text of a token, learnt?)."""
     plan, base = train.planned(ws, True, cultures)
+    plan = train.with_notes(ws, plan)
     trainable = Trainable(base, ws.recipe, ws.folder, ws.say)
     found = []
     for wanted in plan:
@@ -51,6 +52,7 @@ def dry_run(
         plan = [*first, *plan]
     if not plan:
         return {"cultures": [], "memory_mb": 0.0}
+    plan = train.with_notes(ws, plan)
     import psutil
 
     recipe = ws.recipe

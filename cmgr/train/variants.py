@@ -9,8 +9,10 @@ from cmgr.base import Base
 from cmgr.errors import CmgrError, MissingError
 from cmgr.recipe import RUNNING, SHARED, Culture, Recipe
 from cmgr.records import Example, make_id
+from cmgr.retrieval import Index
+from cmgr.train.passages import wish
 
-VERSION = 4  # counts up when the same inputs would give other adapters
+VERSION = 5  # counts up when the same inputs would give other adapters
 LEAST_GROUPS = 10  # with fewer pieces of evidence none is held back to choose the best epoch
 VARIANTS = {
     "shared": "one adapter for all cultures",
@@ -33,6 +35,7 @@ class Wanted:
     variant: str | None = None
     start: str | None = None  # the adapter whose weights it begins with
     back: frozenset[str] = frozenset()  # the examples to choose the best epoch by
+    passages: int = 0  # how many of the prompts carry passages
 
 
 def name_of(culture: str, variant: str | None) -> str:
@@ -92,20 +95,32 @@ def _groups(examples: Sequence[Example]) -> list[list[str]]:
     return list(groups.values())
 
 
-def inputs_of(recipe: Recipe, base: Base, examples: Sequence[Example], culture: str) -> str:
+def inputs_of(
+    recipe: Recipe,
+    base: Base,
+    examples: Sequence[Example],
+    culture: str,
+    index: Index | None = None,
+) -> str:
     """The hash of all that a culture's adapter is made from, as its manifest holds it."""
-    start = _start_inputs(recipe, base, examples)
-    return wanted_inputs(recipe, base, fit_examples(recipe, examples, culture), start)
+    start = _start_inputs(recipe, base, examples, None, index)
+    mine = fit_examples(recipe, examples, culture)
+    return wanted_inputs(recipe, base, mine, start, wish(recipe, index, culture))
 
 
 def _start_inputs(
-    recipe: Recipe, base: Base, examples: Sequence[Example], variant: str | None = None
+    recipe: Recipe,
+    base: Base,
+    examples: Sequence[Example],
+    variant: str | None,
+    index: Index | None,
 ) -> str | None:
     """The hash of the shared adapter, where cultures' adapters begin with it."""
     if recipe.train.start == "scratch":
         return None
     every = _used(recipe, examples, SHARED, variant)
-    return wanted_inputs(_changed(recipe, SHARED), base, every)
+    changed = _changed(recipe, SHARED)
+    return wanted_inputs(changed, base, every, None, wish(recipe, index, SHARED))
 
 
 def _used(
@@ -119,9 +134,16 @@ def _used(
 
 
 def wanted_inputs(
-    recipe: Recipe, base: Base, mine: Iterable[Example], start: str | None = None
+    recipe: Recipe,
+    base: Base,
+    mine: Iterable[Example],
+    start: str | None = None,
+    passages: str | None = None,
 ) -> str:
-    """The hash of all that an adapter is made from; `start` is that of the one it begins with."""
+    """The hash of all that an adapter is made from.
+
+    `start` is that of the one it begins with, `passages` that of those that its prompts carry.
+    """
     # at the default nothing is said, so that adapters of before stay up to date
     plain = set() if recipe.train.start == "shared" else {"start"}
     return make_id(
@@ -129,7 +151,7 @@ def wanted_inputs(
         base.fingerprint,
         recipe.base.train_from,
         recipe.adapter.model_dump(),
-        recipe.train.model_dump(exclude={*RUNNING, "review", *plain}),
+        recipe.train.model_dump(exclude={*RUNNING, "review", "passages", *plain}),
         sorted(
             # what a person has edited is another example
             [e.id, e.answer, *([e.messages[-1].content] if e.review == "edited" else [])]
@@ -137,6 +159,7 @@ def wanted_inputs(
         ),
         *([start] if start else []),
         *(["thinking"] if base.thinking else []),
+        *([f"passages {passages}"] if passages else []),
     )
 
 
@@ -147,11 +170,13 @@ def wanted(
     cultures: Sequence[str] | None = None,
     variant: str | None = None,
     begin: bool = False,
+    index: Index | None = None,
 ) -> list[Wanted]:
     """The adapters of these cultures (or all), or one variant of each; `shared` is one for all.
 
     With `begin`: the one that those begin with, where `train.start` is `shared`; a variant has its
-    own. `examples` are those that it is trained on (for `no-evidence`: synthesize.bare_examples).
+    own. `examples` are those that it is trained on (for `no-evidence`: synthesize.bare_examples),
+    `index` has the passages that their prompts carry.
     Raises MissingError where there are none, CmgrError where a variant would be the same.
     """
     for_all = begin or variant == SHARED
@@ -161,7 +186,7 @@ def wanted(
         recipe = _changed(recipe, SHARED)
         languages = list(dict.fromkeys(lang for c in whose for lang in c.languages))
         whose = [Culture(id=SHARED, name="All cultures", languages=languages)]
-    start = _start_inputs(recipe, base, examples, variant)
+    start = _start_inputs(recipe, base, examples, variant, index)
     every = _used(recipe, examples, SHARED, variant) if start else []
     unseen = held_back(every, recipe.train.validation, recipe.train.seed)
     found = []
@@ -183,7 +208,7 @@ def wanted(
             if not any(e.stage == missing for e in mine):
                 raise CmgrError(f"{culture.id} has no examples of the {missing} stage")
         name = name_of(culture.id, variant)
-        inputs = wanted_inputs(recipe, base, mine, start)
+        inputs = wanted_inputs(recipe, base, mine, start, wish(recipe, index, culture.id))
         first = name_of(SHARED, variant) if start else None
         back = held_back(mine, recipe.train.validation, recipe.train.seed)
         if back and start:  # what the shared adapter has learnt by heart would choose no epoch

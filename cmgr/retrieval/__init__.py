@@ -1,0 +1,342 @@
+"""Which of a culture's passages answer a prompt, if any does.
+
+A passage is one vector: the mean of the vectors of its questions, of its text, and of all of it
+together. A prompt is its vector and those of its sentences. Without a sentence encoder the passages
+are ranked by BM25 over the same words. Below a threshold, calibrated on the workspace's own
+examples, nothing is shown.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import zipfile
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cmgr.errors import unless_read_only
+from cmgr.recipe import Culture, Recipe
+from cmgr.records import Evidence, Example, make_id
+from cmgr.retrieval import encoder as encoders
+from cmgr.retrieval.encoder import Vectors
+from cmgr.search import current_evidence
+from cmgr.sources.hygiene import addresses_a_model
+from cmgr.sources.passages import names_of, sentence_ends
+from cmgr.sources.ranking import Ranking, terms
+from cmgr.workspace import Workspace, read_json, write_atomic, write_json
+
+VERSION = 1  # of what is kept; a change makes it again
+COVERED = 0.95  # the share of prompts that a passage answers which the threshold lets through
+LEAST = 20  # examples from which on the threshold is the workspace's own
+# where there are fewer: the threshold that quickstart's examples gave, by kind of score
+USUAL = {"encoder": 0.3, "bm25": 0.1}
+SENTENCES = 12  # of a prompt that are compared one by one
+
+
+class Found(NamedTuple):
+    """A passage that is shown, and its score: of its kind of ranking, 1 at most."""
+
+    passage: Evidence
+    score: float
+
+
+class Index:
+    """The evidence of a workspace's cultures, ready to be searched. Close it after use."""
+
+    def __init__(self, ws: Workspace) -> None:
+        self._ws = ws
+        self._recipe = ws.recipe
+        self._path = encoders.find(ws.recipe.answer.encoder, ws.folder)
+        self._encoder: Any = None
+        self._passages: dict[str, list[Evidence]] = defaultdict(list)
+        for item in current_evidence(ws):
+            # what addresses a model is marked in the evidence; it does not reach a prompt
+            if not item.flags and not addresses_a_model(item.text):
+                self._passages[item.culture].append(item)
+        self._held = held_wordings(ws.recipe)
+        self._cultures: dict[str, Vectors | Ranking] = {}
+        self._names = {c.id: _names(c) for c in ws.recipe.cultures}
+        self._seen: dict[str, Vectors] = {}
+        self._threshold: float | None = None
+
+    def close(self) -> None:
+        """Free the encoder."""
+        if self._encoder is not None:
+            self._encoder.close()
+            self._encoder = None
+
+    @property
+    def kind(self) -> str:
+        """What ranks: `encoder` or `bm25`."""
+        return "encoder" if self._path else "bm25"
+
+    def fingerprint(self, culture: str | None = None) -> str:
+        """A hash of all that decides what is found for a culture (or for any), but the threshold.
+
+        Of other cultures it covers what stands under the same question.
+        """
+        mine = {(e.topic, e.heading) for e in self.passages(culture)} if culture else set()
+        return make_id(
+            VERSION,
+            encoders.fingerprint(self._path) if self._path else self.kind,
+            sorted(self._held),
+            sorted(
+                e.id
+                for whose, passages in self._passages.items()
+                for e in passages
+                if culture in (None, whose) or (e.heading and (e.topic, e.heading) in mine)
+            ),
+        )
+
+    def passages(self, culture: str) -> list[Evidence]:
+        """Every passage of a culture."""
+        return self._passages.get(culture, [])
+
+    def search(self, culture: str, prompt: str, limit: int) -> list[Found]:
+        """The passages that match a prompt best, best first, whatever their scores."""
+        passages = self.passages(culture)
+        if not passages:
+            return []
+        scores = self._scores(culture, prompt)
+        order = sorted(range(len(passages)), key=lambda i: (-float(scores[i]), i))
+        return [Found(passages[i], round(float(scores[i]), 4)) for i in order[:limit]]
+
+    def search_unasked(self, example: Example, limit: int) -> list[Found]:
+        """The same for an example's prompt, as if its question did not stand over its passage.
+
+        So a question that the index has word for word is as hard to find as one in other words.
+        """
+        passages = self.passages(example.culture)
+        scores = self._scores(example.culture, example.messages[-1].content).copy()
+        for n, passage in enumerate(passages):
+            if passage.id in example.evidence_ids:
+                scores[n] = self._without(example, passage)
+        order = sorted(range(len(passages)), key=lambda i: (-float(scores[i]), i))
+        return [Found(passages[i], round(float(scores[i]), 4)) for i in order[:limit]]
+
+    def find(self, culture: str, prompt: str, limit: int) -> list[Found]:
+        """The passages to show with a prompt; none where the best is below the threshold."""
+        found = self.search(culture, prompt, limit) if limit else []
+        if not found or found[0].score < self.threshold:
+            return []
+        return [one for one in found if one.score > 0]
+
+    # -- scores ------------------------------------------------------------------------------
+
+    def _scores(self, culture: str, prompt: str) -> Vectors:
+        """A score per passage of a culture, shape (passages,)."""
+        asked = self.query(culture, prompt)
+        return self._matched(self._of(culture), asked)
+
+    def _matched(self, among: Vectors | Ranking, asked: str) -> Vectors:
+        if isinstance(among, Ranking):
+            return _shares(among, asked)
+        cosines: Vectors = among @ self._encode(_pieces(asked)).T
+        matched: Vectors = (cosines[:, 0] + cosines.max(axis=1)) / 2
+        return matched
+
+    def query(self, culture: str, prompt: str) -> str:
+        """What is looked for: a prompt without its task's instruction and the culture's name."""
+        text = prompt
+        for task in self._recipe.tasks:
+            if task.instruction:
+                text = text.removeprefix(task.instruction)
+        without = " ".join(self._names[culture].sub("", text).split())
+        return without or " ".join(text.split())
+
+    def _encode(self, texts: Sequence[str]) -> Vectors:
+        new = [text for text in dict.fromkeys(texts) if text not in self._seen]
+        if new:
+            if self._encoder is None:
+                assert self._path is not None
+                self._encoder = encoders.open_encoder(self._path, self._ws.path("cache"))
+            if len(self._seen) > 10_000:
+                self._seen.clear()
+                new = list(dict.fromkeys(texts))
+            self._seen.update(zip(new, self._encoder.encode(new), strict=True))
+        return np.stack([self._seen[text] for text in texts])
+
+    # -- what is kept ------------------------------------------------------------------------
+
+    def _of(self, culture: str) -> Vectors | Ranking:
+        """A culture's vectors, or its BM25 index: kept in `index/`, and made where out of date."""
+        if culture not in self._cultures:
+            mine = self._passages[culture]
+            fields = [fields_of(item, self._held) for item in mine]
+            if self._path is None:
+                made_from = make_id(VERSION, [e.id for e in mine], sorted(self._held))
+                self._cultures[culture] = Ranking(
+                    lambda: [terms(_all_of(f)) for f in fields],
+                    [False] * len(mine),
+                    (self._ws.path("index", f"{culture}.bm25"), made_from),
+                )
+            else:
+                self._cultures[culture] = self._vectors(culture, fields)
+        return self._cultures[culture]
+
+    def _vectors(self, culture: str, fields: Sequence[Mapping[str, str]]) -> Vectors:
+        """One vector a passage; only those of new or changed passages are computed."""
+        assert self._path is not None
+        path = self._ws.path("index", f"{culture}.npz")
+        made_by = encoders.fingerprint(self._path)
+        keys = [make_id(VERSION, made_by, list(f.items())) for f in fields]
+        known = _load(path)
+        missing = [n for n, key in enumerate(keys) if key not in known]
+        if missing:
+            texts = [text for n in missing for text in fields[n].values()]
+            rows = iter(self._encode(texts))
+            for n in missing:
+                mean = np.mean([next(rows) for _ in fields[n]], axis=0)
+                known[keys[n]] = mean.astype(np.float32)
+        if missing or len(known) > len(set(keys)):
+            kept = {key: known[key] for key in keys}
+            with unless_read_only():
+                _save(path, kept)
+        return np.stack([known[key] for key in keys])
+
+    # -- when nothing fits -------------------------------------------------------------------
+
+    @property
+    def threshold(self) -> float:
+        """The score of the best passage from which on passages are shown.
+
+        It lets through 95 in 100 of the workspace's own prompts to whose question the passage
+        is left to be found by its other wordings and its text.
+        """
+        if self._threshold is None:
+            from cmgr.synthesize import current_examples
+
+            examples = [
+                e
+                for e in current_examples(self._ws)
+                if e.stage == "task" and e.split == "fit" and e.evidence_ids
+            ]
+            made_from = make_id(self.fingerprint(), sorted(e.id for e in examples))
+            path = self._ws.path("index", "threshold.json")
+            kept = read_json(path) or {}
+            if kept.get("made_from") != made_from:
+                kept = {"made_from": made_from, **self._calibrated(examples)}
+                with unless_read_only():
+                    write_json(path, kept)
+            self._threshold = float(kept["threshold"])
+        return self._threshold
+
+    def _calibrated(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """The threshold, and how well it tells covered prompts from others: left-out passages."""
+        covered, uncovered = [], []
+        for example in examples:
+            passages = self.passages(example.culture)
+            own = next((n for n, e in enumerate(passages) if e.id == example.evidence_ids[0]), None)
+            if own is None or len(passages) < 2:
+                continue
+            scores = self._scores(example.culture, example.messages[-1].content).copy()
+            scores[own] = self._without(example, passages[own])
+            covered.append(float(scores.max()))
+            scores[own] = -1.0
+            uncovered.append(float(scores.max()))
+        if len(covered) < LEAST:
+            return {"threshold": USUAL[self.kind], "examples": len(covered)}
+        threshold = float(np.quantile(covered, 1 - COVERED))
+        return {
+            "threshold": round(threshold, 4),
+            "examples": len(covered),
+            "abstains_without_its_passage": float(np.mean(np.array(uncovered) < threshold)),
+        }
+
+    def _without(self, example: Example, passage: Evidence) -> float:
+        """The score of an example's own passage where its question does not stand over it."""
+        question = str(example.inputs.get("question", ""))
+        fields = {
+            name: text
+            for name, text in fields_of(passage, self._held).items()
+            if text != question and name != "all"
+        } or {"text": passage.text}
+        fields["all"] = _all_of(fields)
+        asked = self.query(example.culture, example.messages[-1].content)
+        if self._path is None:
+            return float(_shares(Ranking(lambda: [terms(fields["all"])], [False]), asked)[0])
+        vector = np.mean(self._encode(list(fields.values())), axis=0)
+        return float(self._matched(vector[None], asked)[0])
+
+
+# -- texts ---------------------------------------------------------------------------------------
+
+
+def held_wordings(recipe: Recipe) -> frozenset[int]:
+    """The wordings of a passage's question (1 and up) that are kept for the evaluation.
+
+    Where examples are cut from documents, a wording that no example is trained on is what the
+    evaluation asks; an index that knew it would find its passage by the question itself.
+    """
+    if recipe.generator.kind != "extractive":
+        return frozenset()
+    wordings = [w for task in recipe.tasks for w in task.wordings]
+    trained = {w.question for w in wordings if w.split == "fit"}
+    return frozenset(w.question for w in wordings if w.question) - trained
+
+
+def fields_of(passage: Evidence, held: Iterable[int]) -> dict[str, str]:
+    """A passage's texts by name: its questions, its text, and all of it with its topic."""
+    left_out = set(held)
+    asked = {"heading": passage.heading} if passage.heading else {}
+    for number, wording in enumerate(passage.also_asked, 1):
+        if number not in left_out:
+            asked[f"wording {number}"] = wording
+    fields = {**asked, "text": passage.text}
+    topic = re.sub(r"[-_]+", " ", passage.topic)
+    over = ". ".join(filter(None, [topic] if asked else [topic, passage.title]))
+    return {**fields, "all": f"{over} {_all_of(fields)}".strip()}
+
+
+def _all_of(fields: Mapping[str, str]) -> str:
+    return fields.get("all") or " ".join(fields.values())
+
+
+def _names(culture: Culture) -> re.Pattern[str]:
+    """A culture's names as a prompt holds them, with the word before that says where."""
+    names = sorted(names_of(culture), key=len, reverse=True)
+    return re.compile(
+        rf"(?<!\w)(?:(?:in|to|from|at) (?:the )?)?(?:{'|'.join(map(re.escape, names))})(?!\w)",
+        re.IGNORECASE,
+    )
+
+
+def _pieces(text: str) -> list[str]:
+    """A text, its sentences, and what stands before and behind a colon."""
+    found = [text]
+    start = 0
+    for end in sentence_ends(text):
+        sentence = text[start:end].strip()
+        found += [sentence, *(part.strip() for part in sentence.split(":"))]
+        start = end
+    return [piece for piece in dict.fromkeys(found) if piece][: SENTENCES + 1]
+
+
+def _shares(ranking: Ranking, asked: str) -> Vectors:
+    """BM25 scores as a share of about the most that a text of this query's words could have."""
+    most = len(set(terms(asked))) * np.log(1 + max(ranking.size, 2)) * 1.5
+    shares: Vectors = ranking.scores(asked) / max(most, 1e-9)
+    return shares
+
+
+# -- the disk ------------------------------------------------------------------------------------
+
+
+def _load(path: Path) -> dict[str, Vectors]:
+    """Kept vectors by key; none where the file is not there, or damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(zip(file["keys"].tolist(), file["vectors"], strict=True))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return {}
+
+
+def _save(path: Path, vectors: Mapping[str, Vectors]) -> None:
+    data = io.BytesIO()
+    rows = np.stack(list(vectors.values()))
+    np.savez(data, keys=np.array(list(vectors)), vectors=rows)
+    write_atomic(path, data.getvalue())

@@ -1,0 +1,104 @@
+"""Which training examples carry passages, and which: their own among others that mislead.
+
+So an adapter learns to answer from the passage that fits, and from what it knows where none does
+(RAFT; Zhang and others, arXiv 2403.10131).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+
+from cmgr.recipe import SHARED, Recipe
+from cmgr.records import Evidence, Example, make_id
+from cmgr.retrieval import Index
+from cmgr.retrieval.prompt import FORMAT, note_of, with_notes
+
+VERSION = 1  # of how passages are chosen
+ALONE = 0.1  # share of prompts with passages from which the example's own is left out
+OTHER = 0.25  # share of them in which one passage is another culture's on the same question
+
+
+def with_passages(
+    recipe: Recipe,
+    examples: Sequence[Example],
+    index: Index,
+    held: Iterable[str] = (),
+) -> list[Example]:
+    """Examples as they are trained on: `train.passages` of the task ones carry passages.
+
+    What misleads is what the index finds best for the same prompt. `held` are passages of facts
+    that no example is trained on: were they to mislead in training, an adapter would learn never to
+    answer from them. Which carry passages, and their order, follow from `train.seed`.
+    """
+    share, count = recipe.train.passages, recipe.answer.passages
+    if not share or not count:
+        return list(examples)
+    left_out = set(held)
+    return [
+        _carrying(recipe, example, index, count, left_out)
+        if example.stage == "task" and _chance(recipe, example) < share
+        else example
+        for example in examples
+    ]
+
+
+def wish(recipe: Recipe, index: Index | None, culture: str) -> str | None:
+    """A hash of all that decides which examples of a culture carry passages, and which."""
+    if index is None or not recipe.train.passages or not recipe.answer.passages:
+        return None
+    whose = None if culture == SHARED else culture
+    how = (VERSION, FORMAT, recipe.train.passages, recipe.answer.passages)
+    return make_id(*how, index.fingerprint(whose))
+
+
+def _chance(recipe: Recipe, example: Example) -> float:
+    """Whether an example carries passages: a number from 0 to 1, by hash."""
+    return int(make_id("passages", recipe.train.seed, example.id), 16) / 16**16
+
+
+def _carrying(
+    recipe: Recipe, example: Example, index: Index, count: int, left_out: set[str]
+) -> Example:
+    chance = random.Random(make_id("shown", recipe.train.seed, example.id))
+    prompt = example.messages[-1].content
+    own_ids = set(example.evidence_ids)
+    own = [e for e in index.passages(example.culture) if e.id in own_ids][:1]
+    if not own:  # one that people brought: as it would be asked
+        near = index.find(example.culture, prompt, count)
+        return _with(recipe, example, [one.passage for one in near])
+    found = [
+        one.passage
+        for one in index.search_unasked(example, count + len(left_out) + 1)
+        if one.passage.id not in left_out - own_ids
+    ]
+    if chance.random() < ALONE:
+        found = [passage for passage in found if passage.id not in own_ids]
+    shown = found[:count]
+    wrong = [n for n, passage in enumerate(shown) if passage.id not in own_ids]
+    other = _elsewhere(recipe, example, own[0], index, chance)
+    if other and wrong and chance.random() < OTHER:
+        shown[chance.choice(wrong)] = other
+    return _with(recipe, example, shown)
+
+
+def _with(recipe: Recipe, example: Example, shown: Sequence[Evidence]) -> Example:
+    name = recipe.culture(example.culture).name
+    messages = with_notes(example.messages, [(name, [note_of(p) for p in shown])])
+    return example.model_copy(update={"messages": messages})
+
+
+def _elsewhere(
+    recipe: Recipe, example: Example, own: Evidence, index: Index, chance: random.Random
+) -> Evidence | None:
+    """What another culture does in the same situation, where the evidence says so."""
+    if not own.heading:
+        return None
+    found = [
+        passage
+        for culture in recipe.cultures
+        if culture.id != example.culture
+        for passage in index.passages(culture.id)
+        if passage.topic == own.topic and passage.heading == own.heading
+    ]
+    return chance.choice(found) if found else None
