@@ -436,6 +436,40 @@ def test_an_answer_is_kept_only_where_all_that_decides_it_is_the_same(
 
 
 @pytest.mark.model
+def test_answers_rest_on_passages_and_follow_the_evidence(
+    own: tuple[Workspace, list[str]], tmp_path: Path
+) -> None:
+    ws, _ = own
+    out = tmp_path / "out.jsonl"
+    lines: list[dict[str, object]] = [
+        {"id": "japan", "prompt": "How is a waiter tipped in Japan?"},
+        {"id": "choice", "prompt": "How is a waiter tipped in Brazil?", "choices": ["a", "b"]},
+        {"id": "base", "prompt": "How is a waiter tipped?", "culture": None},
+    ]
+    assert kept_ids(ws, lines, out) == set() and kept_ids(ws, lines, out) == set(ids(lines))
+    by = {a["id"]: a for a in answers(out.read_text())}
+    assert [s["number"] for s in by["japan"]["sources"]] == [1, 2, 3]  # type: ignore[attr-defined] # a list
+    assert by["choice"]["sources"] and not by["base"]["sources"]
+    assert kept_ids(ws, lines, out, passages=3) == set(ids(lines))
+    assert kept_ids(ws, lines, out, passages=0) == {"base"}
+    # another text of the passage is another prompt
+    path = ws.path("evidence.jsonl")
+    text = path.read_text()
+    assert "leave no tip at all" in text
+    path.write_text(text.replace("leave no tip at all", "leave a very large tip"))
+    assert kept_ids(ws, lines, out) == {"base"}
+    ws.recipe.base.context = 256  # passages that do not fit are left out, and this is remembered
+    long = [{"id": "long", "prompt": "How is a waiter tipped in Japan? " + "Say more. " * 30}]
+    assert kept_ids(ws, long, out) == set() and kept_ids(ws, long, out) == {"long"}
+    (found,) = [a for a in answers(out.read_text()) if a["id"] == "long"]
+    assert len(found["sources"]) < 3 and not found["error"]  # type: ignore[arg-type] # a list
+
+
+def ids(lines: list[dict[str, object]]) -> list[str]:
+    return [str(line["id"]) for line in lines]
+
+
+@pytest.mark.model
 def test_another_adapter_or_router_makes_another_answer(
     own: tuple[Workspace, list[str]], tmp_path: Path
 ) -> None:

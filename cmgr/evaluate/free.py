@@ -118,14 +118,14 @@ def judged(
     generator = ws.recipe.generator
     if generator.kind == "extractive":
         raise UsageError("--judge needs a model: set generator.kind and model in recipe.yaml")
-    by_id = {item.id: item for item in items if not item.options}
+    by_id = {item.id: item for item in items if not item.options or item.free}
     looks: list[tuple[Result, str, writing.Request]] = []
     for result in results:
         item = by_id.get(result.id)
-        if item is None:
+        if item is None or (item.options and not result.answers):
             continue
         question = item.messages[-1].content
-        for method, said in result.said.items():
+        for method, said in (result.answers or result.said).items():
             request = writing.verdict(
                 ws.recipe, item.culture, item.task, question, item.accepted, said
             )
@@ -139,9 +139,11 @@ def judged(
         if not isinstance(right, bool):
             unanswered[result.task] = unanswered.get(result.task, 0) + 1
             continue
-        pair = (str(right), str(result.right[method]))
+        pair = (str(right), str(result.answered[method]))
         both.setdefault(result.task, []).append(pair)
-        result.right[method] = right
+        result.answered[method] = right
+        if not result.answers:  # there were no options: this is all that it was asked
+            result.right[method] = right
     shown = writing.prompt(generator, "verdict", {})
     return [
         {

@@ -31,6 +31,7 @@ from cmgr.workspace import Workspace, read_json, write_atomic, write_json
 
 VERSION = 1  # of what is kept; a change makes it again
 COVERED = 0.95  # the share of prompts that a passage answers which the threshold lets through
+MOST = 200  # examples that it is calibrated on
 LEAST = 20  # examples from which on the threshold is the workspace's own
 # where there are fewer: the threshold that quickstart's examples gave, by kind of score
 USUAL = {"encoder": 0.3, "bm25": 0.1}
@@ -228,7 +229,7 @@ class Index:
     def _calibrated(self, examples: Sequence[Example]) -> dict[str, Any]:
         """The threshold, and how well it tells covered prompts from others: left-out passages."""
         covered, uncovered = [], []
-        for example in examples:
+        for example in sorted(examples, key=lambda e: make_id("threshold", e.id))[:MOST]:
             passages = self.passages(example.culture)
             own = next((n for n, e in enumerate(passages) if e.id == example.evidence_ids[0]), None)
             if own is None or len(passages) < 2:

@@ -76,7 +76,7 @@ def _carrying(
         found = [passage for passage in found if passage.id not in own_ids]
     shown = found[:count]
     wrong = [n for n, passage in enumerate(shown) if passage.id not in own_ids]
-    other = _elsewhere(recipe, example, own[0], index, chance)
+    other = _elsewhere(recipe, own[0], index, left_out, chance)
     if other and wrong and chance.random() < OTHER:
         shown[chance.choice(wrong)] = other
     return _with(recipe, example, shown)
@@ -89,7 +89,7 @@ def _with(recipe: Recipe, example: Example, shown: Sequence[Evidence]) -> Exampl
 
 
 def _elsewhere(
-    recipe: Recipe, example: Example, own: Evidence, index: Index, chance: random.Random
+    recipe: Recipe, own: Evidence, index: Index, left_out: set[str], chance: random.Random
 ) -> Evidence | None:
     """What another culture does in the same situation, where the evidence says so."""
     if not own.heading:
@@ -97,8 +97,9 @@ def _elsewhere(
     found = [
         passage
         for culture in recipe.cultures
-        if culture.id != example.culture
+        if culture.id != own.culture
         for passage in index.passages(culture.id)
-        if passage.topic == own.topic and passage.heading == own.heading
+        if (passage.topic, passage.heading) == (own.topic, own.heading)
+        and passage.id not in left_out
     ]
     return chance.choice(found) if found else None
