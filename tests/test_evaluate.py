@@ -149,6 +149,98 @@ def test_tables_for_spreadsheets_and_papers() -> None:
     assert r"\textbf{1.00} [0.51, 1.00] \\" in latex
 
 
+def freely(number: int, split: str, base: bool, routed: bool, covered: bool = True) -> Result:
+    """An item with options that was asked freely too, with passages."""
+    method = "routed+evidence"
+    made = result(number, split=split, base="no", routed="yes", **{method: "yes"})
+    made.answers = {"base": "Text.", method: "Text."}
+    made.answered = {"base": base, method: routed}
+    made.flaws = {} if routed else {method: "repetition"}
+    made.passages, made.words = {method: covered}, {method: covered}
+    return made
+
+
+def test_free_answers_are_the_verdict_and_stand_beside_the_options() -> None:
+    results = [
+        *(freely(n, "wording", base=n < 1, routed=n < 9) for n in range(10)),
+        *(freely(n, "fact", False, routed=n < 3, covered=n < 2) for n in range(4)),
+    ]
+    methods = ["base", "routed", "routed+evidence"]
+    rows = [*tables.scores(results, methods, 1), *tables.coverage(results, methods)]
+    assert tables.verdict(rows) == (
+        "Free answers right: other wordings 9 of 10 (base 1); facts never trained 3 of 4 (base 0)"
+    )
+    heads, cells = tables.overview(rows)
+    assert [h.split("\n")[:2] for h in heads[1:]] == [
+        ["reworded", "answers"],
+        ["reworded", "options"],
+        ["untrained", "answers"],
+        ["untrained", "options"],
+    ]
+    assert cells == [
+        ["base", "0.10", "0.00", "0.00", "0.00"],
+        ["routed", "", "1.00", "", "1.00"],
+        ["routed+evidence", "0.90", "1.00", "0.75", "1.00"],
+    ]
+    scored = {(r["split"], r["method"]): r for r in rows if r["kind"] == "score"}
+    assert scored["wording", "routed+evidence"]["sound"] == pytest.approx(0.9)
+    covered = {r["split"]: r for r in rows if r["kind"] == "coverage"}
+    assert covered["fact"]["passage"] == 0.5 and covered["fact"]["right_with"] == 1.0
+    assert covered["fact"]["right_without"] == 0.5 and covered["wording"]["right_without"] is None
+    pairs = {
+        (r["split"], r["what"], r["against"]): r["difference"]
+        for r in tables.paired(results, methods, 1)
+        if r["method"] == "routed+evidence"
+    }
+    assert pairs["wording", "answers", "base"] == pytest.approx(0.8)
+    assert ("wording", "answers", "routed") not in pairs  # it was not asked freely
+    assert pairs["wording", "options", "routed"] == 0
+
+
+def test_a_verdict_without_free_answers_or_a_routed_method() -> None:
+    results = [result(n, base="no", routed="yes") for n in range(4)]
+    rows = list(tables.scores(results, ["base", "routed"], 1))
+    assert tables.verdict(rows) == "Answers right: items 4 of 4 (base 0)"
+    assert tables.verdict(list(tables.scores(results, ["base"], 1))) == ""
+
+
+@pytest.mark.parametrize(
+    ("said", "right"),
+    [
+        ("No tip is left, and money on the table is handed back.", True),
+        ("People leave no tip.", True),
+        ("In Japan no tip is left.", True),
+        ("People round the bill up and say the total.", False),
+        ("Ten percent stand on the bill already.", False),
+        ("Tip.", False),
+        ("", False),
+    ],
+)
+def test_an_answer_in_own_words_is_nearest_the_right_one(said: str, right: bool) -> None:
+    gold = "No tip is left, and money on the table is handed back"
+    others = ["People round the bill up and say the total", "Ten percent stand on the bill"]
+    if said == "People leave no tip.":
+        gold = "People leave no tip at all"
+    assert free.is_right(said, [gold], others) == right
+    assert free.token_f1(gold, gold) == 1 and free.token_f1("", gold) == 0
+
+
+@pytest.mark.parametrize(
+    ("said", "flaw"),
+    [
+        ("People bow, and a deeper bow shows more respect.", ""),
+        ("Yes. No.", ""),
+        ("", "empty"),
+        ("...", "empty"),
+        ("People bow. People bow.", "repetition"),
+        ("they bow and they bow and they bow and they bow and they bow", "repetition"),
+        ("Man verbeugt sich vor den Gästen und gibt ihnen nicht die Hand.", "another language"),
+    ],
+)
+def test_what_is_wrong_with_an_answer_as_a_text(said: str, flaw: str) -> None:
+    assert free.flaw(said, "People bow to each other when they meet at work.") == flaw
+
+
 # -- bounds -------------------------------------------------------------------------------------
 
 

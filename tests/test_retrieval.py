@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from cmgr import retrieval, search, synthesize
 from cmgr.errors import MissingError
 from cmgr.records import Answer, Evidence, Message, Source, make_id
-from cmgr.retrieval import Index, answering, encoder, fields_of, held_wordings
+from cmgr.retrieval import Index, answering, encoder, fields_of, fitting, held_wordings
+from cmgr.retrieval.fitting import Asked, fit_map, mapped
 from cmgr.retrieval.prompt import HEAD, note_of, with_notes
 from cmgr.train.passages import with_passages
-from cmgr.workspace import Workspace, read_json
+from cmgr.workspace import Workspace
 
 
 def made(folder: Path, **changes: object) -> Workspace:
@@ -293,8 +294,57 @@ def test_an_answer_without_sources_claims_nothing() -> None:
     assert answered("Anything.").claims == []
 
 
-def test_the_kept_threshold_says_what_it_was_made_from(index: Index, ws: Workspace) -> None:
+# -- what is learnt ------------------------------------------------------------------------------
+
+
+def test_the_threshold_is_kept(
+    index: Index, ws: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     value = index.threshold
-    kept = read_json(ws.path("index", "threshold.json"))
-    assert kept and kept["threshold"] == pytest.approx(value) and kept["made_from"]
-    assert 0 < value < 1 and retrieval.USUAL.keys() == {"encoder", "bm25"}
+    assert 0 < value < 1
+    monkeypatch.setattr(retrieval, "fit_map", None)  # it would be called where it is made again
+    again = Index(ws)
+    assert again.threshold == value
+    again.close()
+
+
+def test_a_map_brings_questions_to_their_passages() -> None:
+    """Questions that lie nearer to another passage, until the map has turned them."""
+    chance = np.random.default_rng(1)
+    passages = np.linalg.qr(chance.normal(size=(16, 16)))[0][:6].astype(np.float32)
+    turn = np.roll(np.eye(6), 1, axis=0)
+    right = np.repeat(np.arange(6), 4)
+    questions = (turn @ passages)[right] + 0.05 * chance.normal(size=(24, 16))
+    questions = mapped(questions.astype(np.float32), None)
+
+    def found(by: np.ndarray | None) -> float:
+        return float(np.mean((mapped(questions, by) @ passages.T).argmax(axis=1) == right))
+
+    asked = Asked(questions, passages, right, passages[right])
+    assert found(None) == 0 and found(fit_map([asked])) == 1
+
+
+def test_the_maps_gradient_is_that_of_its_loss() -> None:
+    chance = np.random.default_rng(2)
+    asked = Asked(
+        chance.normal(size=(5, 4)), chance.normal(size=(3, 4)),
+        np.array([0, 1, 2, 2, 0]), chance.normal(size=(5, 4)),
+    )  # fmt: skip
+    by = 0.1 * chance.normal(size=(4, 4))
+
+    def loss(by: np.ndarray) -> float:
+        moved = asked.questions + asked.questions @ by
+        scores = moved @ asked.passages.T
+        rows = np.arange(5)
+        scores[rows, asked.right] = (moved * asked.hidden).sum(axis=1)
+        scores = scores / fitting.TEMPERATURE
+        top = scores.max(axis=1)
+        total = top + np.log(np.exp(scores - top[:, None]).sum(axis=1))
+        return float((total - scores[rows, asked.right]).sum())
+
+    wanted = np.zeros((4, 4))
+    for place in np.ndindex(4, 4):
+        step = np.zeros((4, 4))
+        step[place] = 1e-6
+        wanted[place] = (loss(by + step) - loss(by - step)) / 2e-6
+    assert np.allclose(fitting._gradient(asked, by), wanted, rtol=1e-4, atol=1e-4)

@@ -257,12 +257,17 @@ def overview(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]
     heads, columns = ["method"], [methods]
     for split, mine in whole.items():
         first = next(iter(mine.values()))
-        kinds = [("answers", "answers")] if "answers" in first else []
+        free = any("answers" in row for row in mine.values())
+        kinds = [("answers", "answers")] if free else []
         kinds.append(("options" if kinds else "right", "accuracy"))
         for name, key in kinds:
             heads.append(f"{SHORT[split]}\n{name}\nn {first['n']}")
-            columns.append([f"{mine[m][key]:.2f}" if m in mine else "" for m in methods])
+            columns.append([_two(mine.get(m, {}).get(key)) for m in methods])
     return heads, [list(cells) for cells in zip(*columns, strict=True)]
+
+
+def _two(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
 
 
 # -- for papers and spreadsheets ----------------------------------------------------------------

@@ -1,9 +1,9 @@
 """Which of a culture's passages answer a prompt, if any does.
 
 A passage is one vector: the mean of the vectors of its questions, of its text, and of all of it
-together. A prompt is its vector and those of its sentences. Without a sentence encoder the passages
-are ranked by BM25 over the same words. Below a threshold, calibrated on the workspace's own
-examples, nothing is shown.
+together. A prompt is its vector and those of its sentences, by a map that is fitted to the
+workspace's own examples (fitting.py). Without a sentence encoder the passages are ranked by BM25
+over the same words. Below a threshold, calibrated on the same examples, nothing is shown.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import re
 import zipfile
+import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -23,17 +24,19 @@ from cmgr.recipe import Culture, Recipe
 from cmgr.records import Evidence, Example, make_id
 from cmgr.retrieval import encoder as encoders
 from cmgr.retrieval.encoder import Vectors
+from cmgr.retrieval.fitting import Asked, fit_map, mapped
 from cmgr.search import current_evidence
 from cmgr.sources.hygiene import addresses_a_model
 from cmgr.sources.passages import names_of, sentence_ends
 from cmgr.sources.ranking import Ranking, terms
-from cmgr.workspace import Workspace, read_json, write_atomic, write_json
+from cmgr.workspace import Workspace, write_atomic
 
 VERSION = 1  # of what is kept; a change makes it again
 COVERED = 0.95  # the share of prompts that a passage answers which the threshold lets through
-MOST = 200  # examples that it is calibrated on
-LEAST = 20  # examples from which on the threshold is the workspace's own
+MOST = 1000  # examples that the map is fitted to
+LEAST = 20  # examples from which on there is a map, and the threshold is the workspace's own
 # where there are fewer: the threshold that quickstart's examples gave, by kind of score
+FOLDS = ("one half", "other half")  # of the passages
 USUAL = {"encoder": 0.3, "bm25": 0.1}
 SENTENCES = 12  # of a prompt that are compared one by one
 
@@ -62,7 +65,7 @@ class Index:
         self._cultures: dict[str, Vectors | Ranking] = {}
         self._names = {c.id: _names(c) for c in ws.recipe.cultures}
         self._seen: dict[str, Vectors] = {}
-        self._threshold: float | None = None
+        self._learnt: _Learnt | None = None
 
     def close(self) -> None:
         """Free the encoder."""
@@ -112,10 +115,7 @@ class Index:
         So a question that the index has word for word is as hard to find as one in other words.
         """
         passages = self.passages(example.culture)
-        scores = self._scores(example.culture, example.messages[-1].content).copy()
-        for n, passage in enumerate(passages):
-            if passage.id in example.evidence_ids:
-                scores[n] = self._without(example, passage)
+        scores = self._unasked(example, self._learning().maps)
         order = sorted(range(len(passages)), key=lambda i: (-float(scores[i]), i))
         return [Found(passages[i], round(float(scores[i]), 4)) for i in order[:limit]]
 
@@ -131,12 +131,12 @@ class Index:
     def _scores(self, culture: str, prompt: str) -> Vectors:
         """A score per passage of a culture, shape (passages,)."""
         asked = self.query(culture, prompt)
-        return self._matched(self._of(culture), asked)
+        return self._matched(self._of(culture), asked, self._learning().maps.get("all"))
 
-    def _matched(self, among: Vectors | Ranking, asked: str) -> Vectors:
+    def _matched(self, among: Vectors | Ranking, asked: str, by: Vectors | None) -> Vectors:
         if isinstance(among, Ranking):
             return _shares(among, asked)
-        cosines: Vectors = among @ self._encode(_pieces(asked)).T
+        cosines: Vectors = among @ mapped(self._encode(_pieces(asked)), by).T
         matched: Vectors = (cosines[:, 0] + cosines.max(axis=1)) / 2
         return matched
 
@@ -171,7 +171,7 @@ class Index:
             if self._path is None:
                 made_from = make_id(VERSION, [e.id for e in mine], sorted(self._held))
                 self._cultures[culture] = Ranking(
-                    lambda: [terms(_all_of(f)) for f in fields],
+                    lambda: [terms(f["all"]) for f in fields],
                     [False] * len(mine),
                     (self._ws.path("index", f"{culture}.bm25"), made_from),
                 )
@@ -185,7 +185,8 @@ class Index:
         path = self._ws.path("index", f"{culture}.npz")
         made_by = encoders.fingerprint(self._path)
         keys = [make_id(VERSION, made_by, list(f.items())) for f in fields]
-        known = _load(path)
+        kept = _load(path)
+        known = dict(zip(kept["keys"].tolist(), kept["vectors"], strict=True)) if kept else {}
         missing = [n for n, key in enumerate(keys) if key not in known]
         if missing:
             texts = [text for n in missing for text in fields[n].values()]
@@ -194,74 +195,132 @@ class Index:
                 mean = np.mean([next(rows) for _ in fields[n]], axis=0)
                 known[keys[n]] = mean.astype(np.float32)
         if missing or len(known) > len(set(keys)):
-            kept = {key: known[key] for key in keys}
+            rows_now = np.stack([known[key] for key in keys])
             with unless_read_only():
-                _save(path, kept)
+                _save(path, {"keys": np.array(keys), "vectors": rows_now})
         return np.stack([known[key] for key in keys])
 
-    # -- when nothing fits -------------------------------------------------------------------
+    # -- what is learnt from the examples -----------------------------------------------------
 
     @property
     def threshold(self) -> float:
         """The score of the best passage from which on passages are shown.
 
-        It lets through 95 in 100 of the workspace's own prompts to whose question the passage
-        is left to be found by its other wordings and its text.
+        It lets through 95 in 100 of the workspace's own prompts, each as if its question did not
+        stand over its passage, by a map that was fitted without that passage's questions.
         """
-        if self._threshold is None:
+        return self._learning().threshold
+
+    def _learning(self) -> _Learnt:
+        """The maps and the threshold: kept in `index/`, and made where out of date."""
+        if self._learnt is None:
             from cmgr.synthesize import current_examples
 
+            known = {e.id for mine in self._passages.values() for e in mine}
             examples = [
                 e
                 for e in current_examples(self._ws)
-                if e.stage == "task" and e.split == "fit" and e.evidence_ids
+                if e.stage == "task" and e.split == "fit" and known & set(e.evidence_ids)
             ]
+            examples.sort(key=lambda e: make_id("learnt", e.id))
             made_from = make_id(self.fingerprint(), sorted(e.id for e in examples))
-            path = self._ws.path("index", "threshold.json")
-            kept = read_json(path) or {}
-            if kept.get("made_from") != made_from:
-                kept = {"made_from": made_from, **self._calibrated(examples)}
+            path = self._ws.path("index", "learnt.npz")
+            kept = _load(path)
+            if made_from not in kept:
+                kept = self._learn(examples[:MOST]) | {made_from: np.zeros(1, np.float32)}
                 with unless_read_only():
-                    write_json(path, kept)
-            self._threshold = float(kept["threshold"])
-        return self._threshold
+                    _save(path, kept)
+            maps = {name: kept[name] for name in ("all", *FOLDS) if name in kept}
+            self._learnt = _Learnt(maps, float(kept["threshold"][0]))
+        return self._learnt
 
-    def _calibrated(self, examples: Sequence[Example]) -> dict[str, Any]:
-        """The threshold, and how well it tells covered prompts from others: left-out passages."""
-        covered, uncovered = [], []
-        for example in sorted(examples, key=lambda e: make_id("threshold", e.id))[:MOST]:
-            passages = self.passages(example.culture)
-            own = next((n for n, e in enumerate(passages) if e.id == example.evidence_ids[0]), None)
-            if own is None or len(passages) < 2:
-                continue
-            scores = self._scores(example.culture, example.messages[-1].content).copy()
-            scores[own] = self._without(example, passages[own])
-            covered.append(float(scores.max()))
-            scores[own] = -1.0
-            uncovered.append(float(scores.max()))
-        if len(covered) < LEAST:
-            return {"threshold": USUAL[self.kind], "examples": len(covered)}
-        threshold = float(np.quantile(covered, 1 - COVERED))
-        return {
-            "threshold": round(threshold, 4),
-            "examples": len(covered),
-            "abstains_without_its_passage": float(np.mean(np.array(uncovered) < threshold)),
-        }
+    def _learn(self, examples: Sequence[Example]) -> dict[str, Vectors]:
+        """The map fitted to all questions, those to each half of the passages, the threshold."""
+        usual = {"threshold": np.array([USUAL[self.kind]], np.float32)}
+        if len(examples) < LEAST:
+            return usual
+        maps: dict[str, Vectors] = {}
+        if self._path is not None:
+            by_culture: dict[str, list[Example]] = defaultdict(list)
+            for example in examples:
+                by_culture[example.culture].append(example)
+            asked = [self._asked(culture, mine) for culture, mine in by_culture.items()]
+            maps["all"] = fit_map(asked)
+            for fold in FOLDS:
+                half = [
+                    self._asked(culture, some)
+                    for culture, mine in by_culture.items()
+                    if (some := [e for e in mine if self._fold(e) == fold])
+                ]
+                maps[fold] = fit_map(half) if half else np.zeros_like(maps["all"])
+        covered = [float(self._unasked(e, maps).max()) for e in examples]
+        threshold = np.quantile(covered, 1 - COVERED)
+        return {**maps, "threshold": np.array([threshold], np.float32)}
 
-    def _without(self, example: Example, passage: Evidence) -> float:
-        """The score of an example's own passage where its question does not stand over it."""
+    def _asked(self, culture: str, examples: Sequence[Example]) -> Asked:
+        """Questions and the passages that they are about: others are no wrong answers to learn."""
+        vectors = self._of(culture)
+        assert not isinstance(vectors, Ranking)
+        own = [self._own(e) for e in examples]
+        places = {n: place for place, n in enumerate(sorted(set(own)))}
+        prompts = [self.query(culture, e.messages[-1].content) for e in examples]
+        passages = self.passages(culture)
+        hidden = [
+            self._vector(self._hidden(e, passages[n])) for e, n in zip(examples, own, strict=True)
+        ]
+        return Asked(
+            self._encode(prompts),
+            vectors[sorted(places)],
+            np.array([places[n] for n in own]),
+            np.stack(hidden),
+        )
+
+    def _own(self, example: Example) -> int:
+        """The number of the passage that an example rests on."""
+        mine = set(example.evidence_ids)
+        return next(n for n, e in enumerate(self.passages(example.culture)) if e.id in mine)
+
+    def _fold(self, example: Example) -> str:
+        """The half of the passages that an example's is in; one question's are in one."""
+        own = self.passages(example.culture)[self._own(example)]
+        return FOLDS[int(make_id("fold", own.topic, own.heading or own.id), 16) % 2]
+
+    def _unasked(self, example: Example, maps: Mapping[str, Vectors]) -> Vectors:
+        """An example's scores, its passage without its question, by the map of the other half."""
+        culture = example.culture
+        asked = self.query(culture, example.messages[-1].content)
+        by = maps.get(FOLDS[1 - FOLDS.index(self._fold(example))])
+        scores = self._matched(self._of(culture), asked, by).copy()
+        own = self._own(example)
+        fields = self._hidden(example, self.passages(culture)[own])
+        alone: Vectors | Ranking
+        if self._path is None:
+            alone = Ranking(lambda: [terms(fields["all"])], [False])
+        else:
+            alone = self._vector(fields)[None]
+        scores[own] = self._matched(alone, asked, by)[0]
+        return scores
+
+    def _hidden(self, example: Example, passage: Evidence) -> dict[str, str]:
+        """The fields of an example's passage without its question."""
         question = str(example.inputs.get("question", ""))
         fields = {
             name: text
             for name, text in fields_of(passage, self._held).items()
             if text != question and name != "all"
-        } or {"text": passage.text}
-        fields["all"] = _all_of(fields)
-        asked = self.query(example.culture, example.messages[-1].content)
-        if self._path is None:
-            return float(_shares(Ranking(lambda: [terms(fields["all"])], [False]), asked)[0])
-        vector = np.mean(self._encode(list(fields.values())), axis=0)
-        return float(self._matched(vector[None], asked)[0])
+        }
+        return {**fields, "all": _joined(passage, fields)}
+
+    def _vector(self, fields: Mapping[str, str]) -> Vectors:
+        mean: Vectors = np.mean(self._encode(list(fields.values())), axis=0)
+        return mean
+
+
+class _Learnt(NamedTuple):
+    """Maps by name (of all passages, and of each half), and the threshold."""
+
+    maps: Mapping[str, Vectors]
+    threshold: float
 
 
 # -- texts ---------------------------------------------------------------------------------------
@@ -288,13 +347,16 @@ def fields_of(passage: Evidence, held: Iterable[int]) -> dict[str, str]:
         if number not in left_out:
             asked[f"wording {number}"] = wording
     fields = {**asked, "text": passage.text}
-    topic = re.sub(r"[-_]+", " ", passage.topic)
-    over = ". ".join(filter(None, [topic] if asked else [topic, passage.title]))
-    return {**fields, "all": f"{over} {_all_of(fields)}".strip()}
+    fields = {**asked, "text": passage.text}
+    return {**fields, "all": _joined(passage, fields)}
 
 
-def _all_of(fields: Mapping[str, str]) -> str:
-    return fields.get("all") or " ".join(fields.values())
+def _joined(passage: Evidence, fields: Mapping[str, str]) -> str:
+    """All of a passage in one text, behind its topic (and its title, where no question says it)."""
+    over = [re.sub(r"[-_]+", " ", passage.topic)]
+    if "heading" not in fields and passage.title:
+        over.append(passage.title)
+    return " ".join([*(f"{text}." for text in over if text), *fields.values()])
 
 
 def _names(culture: Culture) -> re.Pattern[str]:
@@ -328,16 +390,15 @@ def _shares(ranking: Ranking, asked: str) -> Vectors:
 
 
 def _load(path: Path) -> dict[str, Vectors]:
-    """Kept vectors by key; none where the file is not there, or damaged."""
+    """Kept arrays by key; none where the file is not there, or damaged."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            return dict(zip(file["keys"].tolist(), file["vectors"], strict=True))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return {key: file[key] for key in file.files}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return {}
 
 
-def _save(path: Path, vectors: Mapping[str, Vectors]) -> None:
+def _save(path: Path, arrays: Mapping[str, Any]) -> None:
     data = io.BytesIO()
-    rows = np.stack(list(vectors.values()))
-    np.savez(data, keys=np.array(list(vectors)), vectors=rows)
+    np.savez(data, **arrays)
     write_atomic(path, data.getvalue())
