@@ -23,6 +23,7 @@ from cmgr.errors import unless_read_only
 from cmgr.recipe import Culture, Recipe
 from cmgr.records import Evidence, Example, make_id
 from cmgr.retrieval import encoder as encoders
+from cmgr.retrieval import fitting
 from cmgr.retrieval.encoder import Vectors
 from cmgr.retrieval.fitting import Asked, fit_map, mapped
 from cmgr.search import current_evidence
@@ -32,8 +33,8 @@ from cmgr.sources.ranking import Ranking, terms
 from cmgr.workspace import Workspace, write_atomic
 
 VERSION = 1  # of what is kept; a change makes it again
-COVERED = 0.95  # the share of prompts that a passage answers which the threshold lets through
-MOST = 1000  # examples that the map is fitted to
+COVERED = 0.99  # the share of prompts that a passage answers which the threshold lets through
+MOST = 400  # examples that the map is fitted to
 LEAST = 20  # examples from which on there is a map, and the threshold is the workspace's own
 # where there are fewer: the threshold that quickstart's examples gave, by kind of score
 FOLDS = ("one half", "other half")  # of the passages
@@ -206,7 +207,7 @@ class Index:
     def threshold(self) -> float:
         """The score of the best passage from which on passages are shown.
 
-        It lets through 95 in 100 of the workspace's own prompts, each as if its question did not
+        It lets through 99 in 100 of the workspace's own prompts, each as if its question did not
         stand over its passage, by a map that was fitted without that passage's questions.
         """
         return self._learning().threshold
@@ -223,7 +224,8 @@ class Index:
                 if e.stage == "task" and e.split == "fit" and known & set(e.evidence_ids)
             ]
             examples.sort(key=lambda e: make_id("learnt", e.id))
-            made_from = make_id(self.fingerprint(), sorted(e.id for e in examples))
+            how = (COVERED, MOST, LEAST, fitting.WEIGHT, fitting.STEPS)
+            made_from = make_id(how, self.fingerprint(), sorted(e.id for e in examples))
             path = self._ws.path("index", "learnt.npz")
             kept = _load(path)
             if made_from not in kept:
