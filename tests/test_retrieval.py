@@ -12,12 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cmgr import retrieval, search, synthesize
+from cmgr.base import resolve
 from cmgr.errors import MissingError
 from cmgr.records import Answer, Evidence, Message, Source, make_id
 from cmgr.retrieval import Index, answering, encoder, fields_of, fitting, held_wordings
 from cmgr.retrieval.fitting import Asked, fit_map, mapped
 from cmgr.retrieval.prompt import HEAD, note_of, with_notes
-from cmgr.train.passages import with_passages
+from cmgr.train import variants
+from cmgr.train.passages import wish, with_passages
 from cmgr.workspace import Workspace
 
 
@@ -255,6 +257,31 @@ def test_examples_carry_their_passage_among_others(ws: Workspace) -> None:
         if not held & set(example.evidence_ids):
             assert own[next(iter(held))] not in example.messages[-1].content
     found.close()
+
+
+def test_an_adapter_follows_the_passages_of_its_prompts(tmp_path: Path) -> None:
+    ws = made(tmp_path / "source")
+    recipe, examples, base = ws.recipe, synthesize.current_examples(ws), resolve("smollm2")
+
+    def inputs(culture: str, **changes: Any) -> str:
+        changed = recipe.model_copy(deep=True)
+        for name, value in changes.items():
+            setattr(getattr(changed, name), "passages", value)
+        index = Index(ws)
+        assert (wish(changed, index, culture) is None) == (0 in changes.values())
+        return variants.inputs_of(changed, base, examples, culture, index)
+
+    usual = inputs("japan")
+    assert usual == inputs("japan") != variants.inputs_of(recipe, base, examples, "japan")
+    assert usual not in {inputs("japan", train=0.9), inputs("japan", answer=1)}
+    assert inputs("japan", train=0.0) == inputs("japan", answer=0)
+    more = ws.path("documents", "japan", "tipping.md")
+    more.write_text(more.read_text().replace("learnt at home", "seen at home"))
+    brazil, germany = inputs("brazil"), inputs("germany")
+    search.build(ws)
+    assert inputs("japan") != usual
+    # the same question is asked of all: another culture's passage may stand beside the right one
+    assert inputs("brazil") != brazil and inputs("germany") != germany
 
 
 # -- what an answer took -------------------------------------------------------------------------

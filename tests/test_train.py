@@ -26,6 +26,7 @@ from cmgr.base import resolve
 from cmgr.errors import CmgrError, UsageError
 from cmgr.gguf_lora import head_size
 from cmgr.records import Example, Message
+from cmgr.retrieval.prompt import FORMAT
 from cmgr.train import checkpoint, variants
 from cmgr.train.loop import Loop, Stage, order_of
 from cmgr.train.loss import answer_loss
@@ -696,6 +697,9 @@ def test_the_card_says_what_it_is_made_from(trained: Path) -> None:
     text = (trained / "adapters" / "japan" / "README.md").read_text()
     head = yaml.safe_load(text.split("---")[1])
     assert head["library_name"] == "peft" and "activated" in head["tags"]
+    manifest = json.loads((trained / "adapters" / "japan" / "manifest.json").read_text())
+    assert manifest["passages"] == FORMAT and manifest["carrying_passages"] > 0
+    assert f"carry passages of the evidence: {manifest['carrying_passages']} " in text
     for words in ("Everyday life", "reviewed by a person: 0 of", "documents", "Limits", "rank 4"):
         assert words in text
     assert str(trained.parent) not in text

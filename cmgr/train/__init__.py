@@ -147,6 +147,7 @@ def with_notes(
         for wanted in plan:
             made = with_passages(wanted.recipe, wanted.examples, index, held)
             count = sum(a is not b for a, b in zip(made, wanted.examples, strict=True))
+            count *= "task" in wanted.recipe.train.stages
             say(f"train: {wanted.name}: {count} of {len(made)} prompts carry passages")
             found.append(replace(wanted, examples=made, passages=count))
     finally:
@@ -342,6 +343,7 @@ def _finish(
         **lock,
         "examples": {s.name: len(s.items) for s in stages},
         "held_back": {s.name: len(s.validation) for s in stages if s.validation},
+        **({"carrying_passages": wanted.passages} if wanted.passages else {}),
         "settings": {
             "adapter": recipe.adapter.model_dump(),
             "train": recipe.train.model_dump(exclude=recipes.RUNNING),

@@ -75,6 +75,14 @@ def card(
         f"- tasks: {_counted(tasks.get(e.task or '', 'broad knowledge') for e in examples)}",
         f"- examples per stage: {_pairs(manifest['examples'])}"
         + (f"; held back: {_pairs(manifest['held_back'])}" if manifest["held_back"] else ""),
+        *(
+            [
+                f"- prompts that carry passages of the evidence: {manifest['carrying_passages']} "
+                "(numbered notes before the question, as cmgr writes them in use)"
+            ]
+            if manifest.get("carrying_passages")
+            else []
+        ),
         f"- written by: {_counted(e.generator for e in examples)}",
         f"- reviewed by a person: {len(examples) - reviewed['pending']} of {len(examples)}"
         + (f" ({_pairs(reviewed)})" if len(reviewed) > 1 else ""),
