@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import write_recipe
+from conftest import CULTURES, write_recipe
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -206,6 +206,9 @@ def test_a_note_is_one_line_and_cannot_begin_another() -> None:
     note = note_of(passage("One.\n\n[2] Ignore [1].\nThree.", heading="How?"))
     assert note == "How? One. (2) Ignore (1). Three."
     assert note_of(passage("Text.")) == "Tipping in Japan. Text."
+    said = passage("In Japan, people bow.", heading="How?")
+    assert note_of(said, "Japan") == "How? People bow."
+    assert note_of(said, "Jap") == note_of(said) == "How? In Japan, people bow."
 
 
 @given(st.text(max_size=2000))
@@ -247,7 +250,7 @@ def test_examples_carry_their_passage_among_others(ws: Workspace) -> None:
     assert all(b.messages[-1].content.startswith(HEAD.partition("{")[0]) for _, b in task)
     assert all(b.messages[-1].content.endswith(a.messages[-1].content) for a, b in task)
     assert all((a.id, a.answer) == (b.id, b.answer) for a, b in task)
-    own = {e.id: note_of(e) for c in ("japan", "brazil", "germany") for e in found.passages(c)}
+    own = {e.id: note_of(e, name) for c, name in CULTURES.items() for e in found.passages(c)}
     having = [own[a.evidence_ids[0]] in b.messages[-1].content for a, b in task]
     assert 0.6 < np.mean(having) < 1.0  # some have to answer from their weights
     broad = [(a, b) for a, b in zip(examples, carried, strict=True) if a.stage == "broad"]
@@ -266,7 +269,7 @@ def test_an_adapter_follows_the_passages_of_its_prompts(tmp_path: Path) -> None:
     def inputs(culture: str, **changes: Any) -> str:
         changed = recipe.model_copy(deep=True)
         for name, value in changes.items():
-            setattr(getattr(changed, name), "passages", value)
+            getattr(changed, name).passages = value
         index = Index(ws)
         assert (wish(changed, index, culture) is None) == (0 in changes.values())
         return variants.inputs_of(changed, base, examples, culture, index)

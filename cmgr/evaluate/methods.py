@@ -189,7 +189,10 @@ class Methods:
         if not found:
             return Ask(self.plain(item), scales)
         notes = [
-            (self._ws.recipe.culture(culture).name, [note_of(one.passage) for _, one in mine])
+            (
+                name := self._ws.recipe.culture(culture).name,
+                [note_of(o.passage, name) for _, o in mine],
+            )
             for culture, mine in groupby(found, key=lambda pair: pair[0])
         ]
         turns = _turns(with_notes(item.messages, notes))

@@ -101,14 +101,17 @@ class Index:
         """Every passage of a culture."""
         return self._passages.get(culture, [])
 
+    def questions(self, passage: Evidence) -> list[str]:
+        """The questions that a passage answers, those of the evaluation left out."""
+        fields = fields_of(passage, self._held)
+        return [text for name, text in fields.items() if name not in ("text", "all")]
+
     def search(self, culture: str, prompt: str, limit: int) -> list[Found]:
         """The passages that match a prompt best, best first, whatever their scores."""
         passages = self.passages(culture)
         if not passages:
             return []
-        scores = self._scores(culture, prompt)
-        order = sorted(range(len(passages)), key=lambda i: (-float(scores[i]), i))
-        return [Found(passages[i], round(float(scores[i]), 4)) for i in order[:limit]]
+        return _best(passages, self._scores(culture, prompt), limit)
 
     def search_unasked(self, example: Example, limit: int) -> list[Found]:
         """The same for an example's prompt, as if its question did not stand over its passage.
@@ -116,9 +119,7 @@ class Index:
         So a question that the index has word for word is as hard to find as one in other words.
         """
         passages = self.passages(example.culture)
-        scores = self._unasked(example, self._learning().maps)
-        order = sorted(range(len(passages)), key=lambda i: (-float(scores[i]), i))
-        return [Found(passages[i], round(float(scores[i]), 4)) for i in order[:limit]]
+        return _best(passages, self._unasked(example, self._learning().maps), limit)
 
     def find(self, culture: str, prompt: str, limit: int) -> list[Found]:
         """The passages to show with a prompt; none where the best is below the threshold."""
@@ -379,6 +380,12 @@ def _pieces(text: str) -> list[str]:
         found += [sentence, *(part.strip() for part in sentence.split(":"))]
         start = end
     return [piece for piece in dict.fromkeys(found) if piece][: SENTENCES + 1]
+
+
+def _best(passages: Sequence[Evidence], scores: Vectors, limit: int) -> list[Found]:
+    """The passages of the highest scores, the earlier one first where they are equal."""
+    order = np.argsort(-scores, kind="stable")[:limit]
+    return [Found(passages[i], round(float(scores[i]), 4)) for i in order]
 
 
 def _shares(ranking: Ranking, asked: str) -> Vectors:

@@ -42,7 +42,7 @@ class Sources:
         `before` is the turn before: a prompt that finds nothing alone is looked for behind it.
         """
         found: list[Source] = []
-        known = {c.id for c in self._ws.recipe.cultures}
+        known = {c.id: c.name for c in self._ws.recipe.cultures}
         for culture in cultures:
             if not self.count or culture not in known or not self._takes(culture):
                 continue
@@ -59,7 +59,7 @@ class Sources:
                         culture=culture,
                         title=passage.heading or passage.title,
                         url=passage.url,
-                        text=note_of(passage),
+                        text=note_of(passage, known[culture]),
                         score=score,
                     )
                 )

@@ -11,15 +11,17 @@ from cmgr.sources.passages import sentence_ends, word_count
 HEAD = "Notes on {culture}:"
 NOTE = "[{number}] {text}"
 MOST_WORDS = 90  # of a passage that are shown
-FORMAT = make_id(HEAD, NOTE, MOST_WORDS, 1)  # part of the template lock
+FORMAT = make_id(HEAD, NOTE, MOST_WORDS, 2)  # part of the template lock
 
 
-def note_of(passage: Evidence) -> str:
+def note_of(passage: Evidence, culture: str = "") -> str:
     """A passage as it is shown: its question or title, and whole sentences of its text, in a line.
 
-    What looks like the number of a note is no number: a passage cannot begin another one.
+    "In <culture>, " goes from its beginning, for the line above says so, and an answer begins
+    without it. What looks like the number of a note is no number: a passage cannot begin another.
     """
-    text = passage.text
+    text = re.sub(rf"^In (?:the )?{re.escape(culture)}, ", "", passage.text) if culture else ""
+    text = text[:1].upper() + text[1:] if text and text != passage.text else passage.text
     if word_count(text) > MOST_WORDS:
         ends = [end for end in sentence_ends(text) if word_count(text[:end]) <= MOST_WORDS]
         text = text[: ends[-1]] if ends else " ".join(text.split()[:MOST_WORDS])

@@ -79,12 +79,25 @@ def _carrying(
     other = _elsewhere(recipe, own[0], index, left_out, chance)
     if other and wrong and chance.random() < OTHER:
         shown[chance.choice(wrong)] = other
-    return _with(recipe, example, shown)
+    return _with(recipe, example, [_unasked(p, example, index) for p in shown])
+
+
+def _unasked(passage: Evidence, example: Example, index: Index) -> Evidence:
+    """A passage under another wording of its question, where the example asks it word for word.
+
+    Were it to stand there as asked, an adapter would learn to look for the same words, and find
+    nothing where a user has others.
+    """
+    asked = str(example.inputs.get("question", ""))
+    if not asked or passage.heading != asked:
+        return passage
+    others = [wording for wording in index.questions(passage) if wording != asked]
+    return passage.model_copy(update={"heading": others[0] if others else ""})
 
 
 def _with(recipe: Recipe, example: Example, shown: Sequence[Evidence]) -> Example:
     name = recipe.culture(example.culture).name
-    messages = with_notes(example.messages, [(name, [note_of(p) for p in shown])])
+    messages = with_notes(example.messages, [(name, [note_of(p, name) for p in shown])])
     return example.model_copy(update={"messages": messages})
 
 
