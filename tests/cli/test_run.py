@@ -29,7 +29,8 @@ def test_a_second_run_does_nothing_and_says_the_same(trained: Path) -> None:
     table = json.loads(done.stdout)["table"]
     scores = [row for row in table if row["kind"] == "score"]
     assert {row["culture"] for row in scores} == {"japan", "brazil", "germany", "all"}
-    assert {row["method"] for row in scores} == {"base", "prompt", "routed", "oracle"}
+    reading = {"evidence", "routed+evidence"}
+    assert {row["method"] for row in scores} == {"base", "prompt", "routed", "oracle"} | reading
     assert all(0 <= row["accuracy"] <= 1 for row in scores)
     assert {p: p.stat().st_mtime_ns for p in before} == before
 
@@ -76,4 +77,4 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert first.stat().st_mtime_ns == stamp
     assert (tmp_path / "ws" / "adapters" / "germany" / "adapter.gguf").exists()
-    assert "other wordings of trained facts" in done.stdout
+    assert "Free answers right: other wordings " in done.stdout
