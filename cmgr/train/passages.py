@@ -1,22 +1,29 @@
 """Which training examples carry passages, and which: their own among others that mislead.
 
 So an adapter learns to answer from the passage that fits, and from what it knows where none does
-(RAFT; Zhang and others, arXiv 2403.10131).
+(RAFT; Zhang and others, arXiv 2403.10131). A small model would rather learn its few facts by heart
+than to read; so some examples have another culture's passage on the same question in the place of
+their own, and its answer (as in Longpre and others, arXiv 2109.05052).
 """
 
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterable, Sequence
 
+from cmgr.generators import extractive
+from cmgr.generators.extractive import answer_of
 from cmgr.recipe import SHARED, Recipe
 from cmgr.records import Evidence, Example, make_id
 from cmgr.retrieval import Index
 from cmgr.retrieval.prompt import FORMAT, note_of, with_notes
+from cmgr.sources.passages import names_of
 
 VERSION = 1  # of how passages are chosen
 ALONE = 0.1  # share of prompts with passages from which the example's own is left out
 OTHER = 0.25  # share of them in which one passage is another culture's on the same question
+SWAPPED = 0.5  # share of them in which another culture's passage, and its answer, replace their own
 
 
 def with_passages(
@@ -79,7 +86,29 @@ def _carrying(
     other = _elsewhere(recipe, own[0], index, left_out, chance)
     if other and wrong and chance.random() < OTHER:
         shown[chance.choice(wrong)] = other
+    other = _elsewhere(recipe, own[0], index, left_out, chance)
+    if other and own[0] in shown and chance.random() < SWAPPED:
+        example, other = _swapped(recipe, example, own[0], other)
+        shown = [other if passage == own[0] else passage for passage in shown]
     return _with(recipe, example, [_unasked(p, example, index) for p in shown])
+
+
+def _swapped(
+    recipe: Recipe, example: Example, own: Evidence, other: Evidence
+) -> tuple[Example, Evidence]:
+    """An example with another culture's answer, and the passage that says so, as its own culture's.
+
+    Only where the answer is a passage's first sentence: what a model wrote has no other answer.
+    """
+    names = [name for culture in recipe.cultures for name in names_of(culture)]
+    whose = recipe.culture(other.culture)
+    answer = answer_of(other, whose, names) if example.generator == extractive.NAME else None
+    if answer is None:
+        return example, own
+    here = recipe.culture(example.culture).name
+    text = re.sub(rf"^In (?:the )?{re.escape(whose.name)}, ", f"In {here}, ", other.text)
+    passage = own.model_copy(update={"text": text})
+    return example.model_copy(update={"answer": answer}), passage
 
 
 def _unasked(passage: Evidence, example: Example, index: Index) -> Evidence:
