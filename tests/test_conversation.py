@@ -211,7 +211,7 @@ def test_passages_are_left_out_before_the_question_is(trained: Path) -> None:
     talk = Conversation(ws, "japan", log=False, passages=10)
     try:
         for _ in range(4):
-            ask(talk, "How is a waiter tipped? " + "Tell me in detail. " * 20)
+            ask(talk, "How is a waiter tipped? " + "Tell me in detail. " * 34)
             assert talk.last and talk.last.usage["prompt_tokens"] < 256
             assert len(talk.last.sources) < 4
     finally:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import random
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from math import ceil
 
 from cmgr.generators import extractive
 from cmgr.generators.extractive import answer_of
@@ -38,14 +40,12 @@ def with_passages(
     that no example is trained on: were they to mislead in training, an adapter would learn never to
     answer from them. Which carry passages, and their order, follow from `train.seed`.
     """
-    share, count = recipe.train.passages, recipe.answer.passages
-    if not share or not count:
+    count = recipe.answer.passages
+    if not recipe.train.passages or not count:
         return list(examples)
-    left_out = set(held)
+    left_out, chosen = set(held), _chosen(recipe, examples)
     return [
-        _carrying(recipe, example, index, count, left_out)
-        if example.stage == "task" and _chance(recipe, example) < share
-        else example
+        _carrying(recipe, example, index, count, left_out) if example.id in chosen else example
         for example in examples
     ]
 
@@ -59,9 +59,17 @@ def wish(recipe: Recipe, index: Index | None, culture: str) -> str | None:
     return make_id(*how, index.fingerprint(whose))
 
 
-def _chance(recipe: Recipe, example: Example) -> float:
-    """Whether an example carries passages: a number from 0 to 1, by hash."""
-    return int(make_id("passages", recipe.train.seed, example.id), 16) / 16**16
+def _chosen(recipe: Recipe, examples: Sequence[Example]) -> set[str]:
+    """The ids of the examples that carry passages: of each culture the share, by hash."""
+    by_culture: dict[str, list[str]] = defaultdict(list)
+    for example in examples:
+        if example.stage == "task":
+            by_culture[example.culture].append(example.id)
+    found: set[str] = set()
+    for ids in by_culture.values():
+        ids.sort(key=lambda i: make_id("passages", recipe.train.seed, i))
+        found.update(ids[: ceil(recipe.train.passages * len(ids))])
+    return found
 
 
 def _carrying(
