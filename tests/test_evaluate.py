@@ -172,10 +172,10 @@ def test_free_answers_are_the_verdict_and_stand_beside_the_options() -> None:
     )
     heads, cells = tables.overview(rows)
     assert [h.split("\n")[:2] for h in heads[1:]] == [
-        ["reworded", "answers"],
-        ["reworded", "options"],
-        ["untrained", "answers"],
-        ["untrained", "options"],
+        ["wording", "answers"],
+        ["wording", "options"],
+        ["unseen", "answers"],
+        ["unseen", "options"],
     ]
     assert cells == [
         ["base", "0.10", "0.00", "0.00", "0.00"],

@@ -216,7 +216,7 @@ def show_table(rows: list[dict[str, Any]], every: bool = False) -> None:
     if found := tables.verdict(rows):
         out(found)
     heads, cells = tables.overview(rows)
-    table("Share right", heads, cells)
+    table("Share right, of free answers and of options", heads, cells)
     if every:
         _show_all(rows)
     for row in rows:

@@ -216,7 +216,7 @@ def interference(results: Sequence[Result]) -> Iterator[dict[str, Any]]:
 
 # -- for people ---------------------------------------------------------------------------------
 
-SHORT = {"fit": "as trained", "wording": "reworded", "fact": "untrained", "test": "test"}
+SHORT = {"fit": "trained", "wording": "wording", "fact": "unseen", "test": "test"}
 
 
 def _whole(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
