@@ -459,7 +459,7 @@ def test_answers_rest_on_passages_and_follow_the_evidence(
     path.write_text(text.replace("leave no tip at all", "leave a very large tip"))
     assert kept_ids(ws, lines, out) == {"base"}
     ws.recipe.base.context = 256  # passages that do not fit are left out, and this is remembered
-    long = [{"id": "long", "prompt": "How is a waiter tipped in Japan? " + "Say more. " * 30}]
+    long = [{"id": "long", "prompt": "How is a waiter tipped in Japan? " + "Say more. " * 55}]
     assert kept_ids(ws, long, out) == set() and kept_ids(ws, long, out) == {"long"}
     (found,) = [a for a in answers(out.read_text()) if a["id"] == "long"]
     assert len(found["sources"]) < 3 and not found["error"]  # type: ignore[arg-type] # a list

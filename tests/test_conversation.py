@@ -154,7 +154,7 @@ def test_compare_and_a_refused_turn_leave_the_window_where_it_is(trained: Path) 
     for disturbed in (False, True):
         ws = Workspace(trained, notices.append)
         ws.recipe.base.context = 256
-        talk = Conversation(ws, log=False)
+        talk = Conversation(ws, log=False, passages=0)
         try:
             for text in turns:
                 ask(talk, text)

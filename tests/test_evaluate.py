@@ -819,6 +819,8 @@ def test_the_command(shelf: Path) -> None:
         done = cmgr("eval", *words, form, cwd=shelf)
         assert done.returncode == 0 and shown in done.stdout
     done = cmgr("eval", *words, "--interference", cwd=shelf)
+    assert "Interference" in done.stdout and "routed against it" not in done.stdout
+    done = cmgr("eval", *words, "--interference", "--all", cwd=shelf)
     assert "Interference" in done.stdout and "routed against it" in done.stdout
 
 

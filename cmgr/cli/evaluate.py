@@ -219,6 +219,8 @@ def show_table(rows: list[dict[str, Any]], every: bool = False) -> None:
     table("Share right, of free answers and of options", heads, cells)
     if every:
         _show_all(rows)
+    else:
+        _show_matrix(rows)  # it was asked for
     for row in rows:
         if row["kind"] == "judge":
             agreed = f"{row['agreement']:.2f}, kappa {row['kappa'] or 0:.2f}"

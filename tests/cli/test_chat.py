@@ -31,7 +31,7 @@ def test_piped_stdin_a_named_culture_and_the_base(trained: Path) -> None:
     for mode in (["--culture", "brazil"], ["--base"], []):
         done = cmgr("chat", "--max-tokens", "20", *mode, cwd=trained, stdin=asked)
         assert done.returncode == 0 and "\x1b" not in done.stdout
-        answers[done.stderr.strip().strip("[]").split()[0]] = done.stdout
+        answers[done.stderr.split("\n")[0].strip("[]").split()[0]] = done.stdout
     assert set(answers) == {"brazil", "base", "japan"} and all(answers.values())
 
 
