@@ -112,8 +112,8 @@ class _ByLibrary:
             from sentence_transformers import SentenceTransformer
         except ImportError:
             raise UsageError(
-                f"answer.encoder {folder}: not of the BERT family, so that it needs "
-                "pip install sentence-transformers"
+                f"answer.encoder {folder}: not of the BERT family, and the package "
+                "sentence-transformers, which runs others, is not installed"
             ) from None
         self._model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
 
