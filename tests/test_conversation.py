@@ -13,6 +13,7 @@ from cmgr.errors import MissingError, UsageError
 from cmgr.records import Answer, Decision, Message
 from cmgr.retrieval import answering
 from cmgr.retrieval.prompt import FORMAT
+from cmgr.sources.passages import sentences
 from cmgr.workspace import Workspace, read_json, write_json
 
 pytestmark = pytest.mark.model
@@ -189,7 +190,7 @@ def test_a_turn_rests_on_its_cultures_passages(talk: Conversation) -> None:
     assert first and [s.number for s in first.sources] == [1, 2, 3]
     assert {s.culture for s in first.sources} == {"japan"}
     assert first.sources[0].title == "How is a waiter tipped?"
-    assert [c.sentence for c in first.claims] == answering.sentences(first.response)
+    assert [c.sentence for c in first.claims] == sentences(first.response)
     read = first.usage["prompt_tokens"] - len(talk.runtime.model.invocation)
     assert "Notes on Japan:" in talk.messages()[2].content
     ask(talk, "And in Brazil, is a taxi driver given something extra?")

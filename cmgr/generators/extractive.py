@@ -9,7 +9,14 @@ from collections.abc import Iterator, Sequence
 from cmgr.overlap import words
 from cmgr.recipe import Culture, Recipe
 from cmgr.records import Evidence, Example, Message, Split, make_id, now
-from cmgr.sources.passages import first_sentence, mentions, names_of, sentence_ends, word_count
+from cmgr.sources.passages import (
+    first_sentence,
+    mentions,
+    names_of,
+    opening,
+    sentence_ends,
+    word_count,
+)
 from cmgr.tasks import Task, Wording
 
 NAME = "extractive"
@@ -84,8 +91,7 @@ def unseen_facts(answers: Answers, share: float) -> set[str]:
 
 def answer_of(item: Evidence, culture: Culture, names: Sequence[str]) -> str | None:
     """The first sentence without its "In <culture>, "; None where it still names a culture."""
-    name = re.escape(culture.name)
-    text = re.sub(rf"^In (?:the )?{name}, ", "", first_sentence(item.text)).strip()
+    text = opening(culture.name).sub("", first_sentence(item.text)).strip()
     if not text or mentions(text, names) or word_count(text) > MAX_WORDS:
         return None
     return text[0].upper() + text[1:]

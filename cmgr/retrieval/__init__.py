@@ -28,7 +28,7 @@ from cmgr.retrieval.encoder import Vectors
 from cmgr.retrieval.fitting import Asked, fit_map, mapped
 from cmgr.search import current_evidence
 from cmgr.sources.hygiene import addresses_a_model
-from cmgr.sources.passages import names_of, sentence_ends
+from cmgr.sources.passages import names_of, sentences
 from cmgr.sources.ranking import Ranking, terms
 from cmgr.workspace import Workspace, write_atomic
 
@@ -36,8 +36,8 @@ VERSION = 1  # of what is kept; a change makes it again
 COVERED = 0.99  # the share of prompts that a passage answers which the threshold lets through
 MOST = 400  # examples that the map is fitted to
 LEAST = 20  # examples from which on there is a map, and the threshold is the workspace's own
-# where there are fewer: the threshold that quickstart's examples gave, by kind of score
 FOLDS = ("one half", "other half")  # of the passages
+# where there are fewer: the threshold that quickstart's examples gave, by kind of score
 USUAL = {"encoder": 0.3, "bm25": 0.1}
 SENTENCES = 12  # of a prompt that are compared one by one
 
@@ -374,11 +374,8 @@ def _names(culture: Culture) -> re.Pattern[str]:
 def _pieces(text: str) -> list[str]:
     """A text, its sentences, and what stands before and behind a colon."""
     found = [text]
-    start = 0
-    for end in sentence_ends(text):
-        sentence = text[start:end].strip()
+    for sentence in sentences(text):
         found += [sentence, *(part.strip() for part in sentence.split(":"))]
-        start = end
     return [piece for piece in dict.fromkeys(found) if piece][: SENTENCES + 1]
 
 

@@ -9,7 +9,7 @@ from cmgr.checks.texts import support, turned
 from cmgr.records import Answer, Claim, Message, Source
 from cmgr.retrieval import Index
 from cmgr.retrieval.prompt import FORMAT, note_of, with_notes
-from cmgr.sources.passages import sentence_ends
+from cmgr.sources.passages import sentences
 from cmgr.workspace import Workspace, read_json
 
 SAYS = 0.6  # share of a sentence's terms that one of a source has, from which it says so
@@ -110,12 +110,3 @@ def check(answer: Answer) -> None:
         answer.claims.append(Claim(sentence=claim, source=found.number if found else None))
         if found and best and not found.sentence:
             found.sentence = best[1]
-
-
-def sentences(text: str) -> list[str]:
-    """The sentences of a text."""
-    found, start = [], 0
-    for end in sentence_ends(text):
-        found.append(text[start:end].strip())
-        start = end
-    return [sentence for sentence in found if sentence]

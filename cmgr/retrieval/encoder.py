@@ -148,7 +148,7 @@ def find(reference: str, folder: Path) -> Path | None:
 
 
 def fingerprint(path: Path) -> str:
-    """A hash that tells encoders apart: of the weights' size and time, and the settings."""
+    """A hash that tells encoders apart: of the weights' size, and the settings."""
     weights = path if path.is_file() else path / "model.safetensors"
     config = "" if path.is_file() else (path / "config.json").read_text(encoding="utf-8")
     stat = weights.stat() if weights.exists() else path.stat()

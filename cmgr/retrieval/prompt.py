@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from cmgr.records import Evidence, Message, make_id
-from cmgr.sources.passages import sentence_ends, word_count
+from cmgr.sources.passages import opening, sentence_ends, word_count
 
 HEAD = "Notes on {culture}:"
 NOTE = "[{number}] {text}"
@@ -20,7 +20,7 @@ def note_of(passage: Evidence, culture: str = "") -> str:
     "In <culture>, " goes from its beginning, for the line above says so, and an answer begins
     without it. What looks like the number of a note is no number: a passage cannot begin another.
     """
-    text = re.sub(rf"^In (?:the )?{re.escape(culture)}, ", "", passage.text) if culture else ""
+    text = opening(culture).sub("", passage.text) if culture else ""
     text = text[:1].upper() + text[1:] if text and text != passage.text else passage.text
     if word_count(text) > MOST_WORDS:
         ends = [end for end in sentence_ends(text) if word_count(text[:end]) <= MOST_WORDS]

@@ -59,6 +59,20 @@ def sentence_ends(text: str) -> list[int]:
     return [*(end for end in ends if 0 < end < full), full] if full else []
 
 
+def sentences(text: str) -> list[str]:
+    """The sentences of a text, without the space around them."""
+    found, start = [], 0
+    for end in sentence_ends(text):
+        found.append(text[start:end].strip())
+        start = end
+    return [sentence for sentence in found if sentence]
+
+
+def opening(name: str) -> re.Pattern[str]:
+    """How a passage begins that says first of which culture it speaks: "In <culture>, "."""
+    return re.compile(rf"^In (?:the )?{re.escape(name)}, ")
+
+
 def first_sentence(text: str) -> str:
     """The sentence a text begins with (empty for an empty text)."""
     ends = sentence_ends(text)

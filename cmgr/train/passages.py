@@ -9,7 +9,6 @@ their own, and its answer (as in Longpre and others, arXiv 2109.05052).
 from __future__ import annotations
 
 import random
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from math import ceil
@@ -20,7 +19,7 @@ from cmgr.recipe import SHARED, Recipe
 from cmgr.records import Evidence, Example, make_id
 from cmgr.retrieval import Index
 from cmgr.retrieval.prompt import FORMAT, note_of, with_notes
-from cmgr.sources.passages import names_of
+from cmgr.sources.passages import names_of, opening
 
 VERSION = 1  # of how passages are chosen
 ALONE = 0.1  # share of prompts with passages from which the example's own is left out
@@ -114,7 +113,7 @@ def _swapped(
     if answer is None:
         return example, own
     here = recipe.culture(example.culture).name
-    text = re.sub(rf"^In (?:the )?{re.escape(whose.name)}, ", f"In {here}, ", other.text)
+    text = opening(whose.name).sub(lambda _: f"In {here}, ", other.text)
     passage = own.model_copy(update={"text": text})
     return example.model_copy(update={"answer": answer}), passage
 
