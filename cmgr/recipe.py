@@ -205,6 +205,7 @@ class Train(Part):
     review: Literal["any", "accepted"] = "any"
     # where it runs; none of these changes what is learnt
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    threads: int | None = Field(default=None, ge=1)
     micro_batch: int | None = Field(default=None, ge=1)
     gradient_checkpointing: bool = False
     quantize: Literal["auto", "4bit", "none"] = "auto"
@@ -215,7 +216,7 @@ class Train(Part):
 
 # keys of Train that say how, not what
 RUNNING = {
-    *("device", "micro_batch", "gradient_checkpointing", "prompts", "prompts_mb"),
+    *("device", "threads", "micro_batch", "gradient_checkpointing", "prompts", "prompts_mb"),
     "checkpoint_seconds",
 }
 

@@ -74,7 +74,10 @@ class Trainable:
             why += "; products by oneDNN"
         # other devices, and processes that wait for each other, have nothing to choose
         processes = self.accelerator.num_processes
-        choose = kind == "cpu" and processes == 1
+        fixed = settings.train.threads
+        if fixed:
+            torch.set_num_threads(fixed)
+        choose = kind == "cpu" and processes == 1 and not fixed
         self.pace = Pace(torch.get_num_threads() if choose else 1, torch.set_num_threads)
         with self.accelerator.main_process_first():
             self.reference, self.model, self.tokenizer = _load(self, settings, folder, why, say)
