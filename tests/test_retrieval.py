@@ -239,7 +239,10 @@ def test_notes_stand_before_the_last_turn_alone() -> None:
 def test_examples_carry_their_passage_among_others(ws: Workspace) -> None:
     ws.recipe.answer.encoder = "auto"
     recipe = ws.recipe.model_copy(deep=True)
+    recipe.tasks[0].instruction = "Be brief."
     examples = [e for e in synthesize.current_examples(ws) if e.split == "fit"]
+    for last in (e.messages[-1] for e in examples if e.stage == "task"):
+        last.content = f"Be brief.\n\n{last.content}"
     found = Index(ws)
     recipe.train.passages = 0.0
     assert with_passages(recipe, examples, found) == examples
@@ -248,17 +251,24 @@ def test_examples_carry_their_passage_among_others(ws: Workspace) -> None:
     assert carried == with_passages(recipe, examples, found)  # the seed decides
     task = [(a, b) for a, b in zip(examples, carried, strict=True) if a.stage == "task"]
     assert all(b.messages[-1].content.startswith(HEAD.partition("{")[0]) for _, b in task)
-    assert all(b.messages[-1].content.endswith(a.messages[-1].content) for a, b in task)
     assert all(a.id == b.id for a, b in task)
+    # some are asked without the task's instruction, as in a chat
+    bare = []
+    for a, b in task:
+        content = b.messages[-1].content
+        assert content.endswith(a.messages[-1].content.removeprefix("Be brief.").strip())
+        bare.append("Be brief." not in content)
+    assert 0.2 < np.mean(bare) < 0.6
     own = {  # as it is shown, without its first letter
         e.id: e.text.removeprefix(f"In {name}, ")[1:]
         for culture, name in CULTURES.items()
         for e in found.passages(culture)
     }
-    swapped = [(a, b) for a, b in task if a.answer != b.answer]
-    assert 0.2 < len(swapped) / len(task) < 0.7
-    for a, b in swapped:  # the passage says what the answer says, as this culture's
-        assert a.answer in a.inputs["options"] and b.answer in a.inputs["options"]
+    other = [(a, b) for a, b in task if a.answer != b.answer]
+    swapped = [b for a, b in other if b.answer in a.inputs["options"]]
+    assert 0.1 < len(swapped) / len(task) < 0.5  # another culture's answer
+    assert 0.2 < (len(other) - len(swapped)) / len(task) < 0.7  # other words in an answer
+    for a, b in other:  # the passage says what the answer says, as this culture's
         assert b.answer[1:] in b.messages[-1].content
         assert own[a.evidence_ids[0]] not in b.messages[-1].content
         assert f"Notes on {CULTURES[a.culture]}:" in b.messages[-1].content

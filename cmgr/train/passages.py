@@ -2,13 +2,15 @@
 
 So an adapter learns to answer from the passage that fits, and from what it knows where none does
 (RAFT; Zhang and others, arXiv 2403.10131). A small model would rather learn its few facts by heart
-than to read; so some examples have another culture's passage on the same question in the place of
-their own, and its answer (as in Longpre and others, arXiv 2109.05052).
+than to read. So some examples have another culture's passage on the same question in the place of
+their own, and its answer; and in some, words of the answer are replaced in the passage and in the
+answer alike (as in Longpre and others, arXiv 2109.05052). Such answers can only be read.
 """
 
 from __future__ import annotations
 
 import random
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from math import ceil
@@ -16,15 +18,19 @@ from math import ceil
 from cmgr.generators import extractive
 from cmgr.generators.extractive import answer_of
 from cmgr.recipe import SHARED, Recipe
-from cmgr.records import Evidence, Example, make_id
+from cmgr.records import Evidence, Example, Message, make_id
 from cmgr.retrieval import Index
 from cmgr.retrieval.prompt import FORMAT, note_of, with_notes
 from cmgr.sources.passages import names_of, opening
 
-VERSION = 1  # of how passages are chosen
+VERSION = 2  # of how passages are chosen
 ALONE = 0.1  # share of prompts with passages from which the example's own is left out
 OTHER = 0.25  # share of them in which one passage is another culture's on the same question
 SWAPPED = 0.5  # share of them in which another culture's passage, and its answer, replace their own
+CHANGED = 0.5  # share of them in which words of the answer are replaced, in its passage too
+WORDS = 0.5  # share of an answer's words that are replaced then
+BARE = 0.4  # share of them without the task's instruction, as people ask in a chat
+WORD = re.compile(r"[^\W\d_]{4,}")  # what is replaced: of four letters or more, as most nouns are
 
 
 def with_passages(
@@ -43,8 +49,11 @@ def with_passages(
     if not recipe.train.passages or not count:
         return list(examples)
     left_out, chosen = set(held), _chosen(recipe, examples)
+    words = sorted({word.lower() for e in examples for word in WORD.findall(e.answer)})
     return [
-        _carrying(recipe, example, index, count, left_out) if example.id in chosen else example
+        _carrying(recipe, example, index, count, left_out, words)
+        if example.id in chosen
+        else example
         for example in examples
     ]
 
@@ -72,7 +81,12 @@ def _chosen(recipe: Recipe, examples: Sequence[Example]) -> set[str]:
 
 
 def _carrying(
-    recipe: Recipe, example: Example, index: Index, count: int, left_out: set[str]
+    recipe: Recipe,
+    example: Example,
+    index: Index,
+    count: int,
+    left_out: set[str],
+    words: Sequence[str],
 ) -> Example:
     chance = random.Random(make_id("shown", recipe.train.seed, example.id))
     prompt = example.messages[-1].content
@@ -97,7 +111,41 @@ def _carrying(
     if other and own[0] in shown and chance.random() < SWAPPED:
         example, other = _swapped(recipe, example, own[0], other)
         shown = [other if passage == own[0] else passage for passage in shown]
-    return _with(recipe, example, [_unasked(p, example, index) for p in shown])
+    if chance.random() < BARE:
+        example = _bare(recipe, example)
+    example = _with(recipe, example, [_unasked(p, example, index) for p in shown])
+    return _changed(recipe, example, words, chance) if chance.random() < CHANGED else example
+
+
+def _bare(recipe: Recipe, example: Example) -> Example:
+    """An example without its task's instruction, where the answer needs none: it is free text."""
+    task = next((t for t in recipe.tasks if t.id == example.task), None)
+    if task is None or task.labels or task.options:
+        return example
+    *before, last = example.messages
+    content = last.content.removeprefix(task.instruction).lstrip()
+    messages = [*before, Message(role=last.role, content=content)]
+    return example.model_copy(update={"messages": messages}) if content else example
+
+
+def _changed(
+    recipe: Recipe, example: Example, words: Sequence[str], chance: random.Random
+) -> Example:
+    """An example with other words in its answer, and in the passage that says it word for word."""
+    *before, last = example.messages
+    if example.answer not in last.content:
+        return example
+    names = {name for culture in recipe.cultures for name in names_of(culture)}
+    known = {word for name in names for word in WORD.findall(name)}
+    table: dict[str, str] = {}
+    for word in WORD.findall(example.answer):
+        if word not in known and chance.random() < WORDS:
+            other = chance.choice(words)
+            table[word] = other.capitalize() if word[0].isupper() else other
+    answer = WORD.sub(lambda found: table.get(found[0], found[0]), example.answer)
+    content = last.content.replace(example.answer, answer)
+    messages = [*before, Message(role=last.role, content=content)]
+    return example.model_copy(update={"answer": answer, "messages": messages})
 
 
 def _swapped(
