@@ -257,16 +257,17 @@ class _Settings:
 
     def fit(self, turn: _Turn, model: Model) -> None:
         """Leave passages out, the last ones first, until the prompt fits the context."""
-        line, sources = turn.line, turn.record.sources
+        line = turn.line
         room = self.ws.recipe.base.context - len(model.invocation)
         room -= 0 if line.choices else min(line.max_tokens or self.max_tokens, room // 4)
-        while sources:
+
+        def fits() -> bool:
             try:
-                if len(model.prompt_tokens(self.job(turn).messages)) <= room:
-                    return
+                return len(model.prompt_tokens(self.job(turn).messages)) <= room
             except UsageError:  # for the runtime to say
-                return
-            sources.pop()
+                return True
+
+        answering.leave_out(turn.record.sources, fits)
 
     def job(self, turn: _Turn) -> Job:
         """A line as the batch runtime takes it."""

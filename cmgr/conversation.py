@@ -294,14 +294,13 @@ class Conversation:
         """
         room = self.ws.recipe.base.context
         room -= min(max_tokens, room // 4) + len(self.runtime.model.invocation)
-        while answer.sources:
-            alone = [
-                *self._messages(len(self.answers)),
-                *self._asked(answer.prompt, answer.sources),
-            ]
-            if len(self.runtime.prompt_tokens(alone)) <= room:
-                break
-            answer.sources.pop()
+
+        def fits() -> bool:
+            asked = self._asked(answer.prompt, answer.sources)
+            alone = [*self._messages(len(self.answers)), *asked]
+            return len(self.runtime.prompt_tokens(alone)) <= room
+
+        answering.leave_out(answer.sources, fits)
         turn = self._asked(answer.prompt, answer.sources)
         first = self._first
         prompt = [*self._messages(first), *turn]

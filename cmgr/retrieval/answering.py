@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 
 from cmgr.checks.texts import support, turned
@@ -90,6 +90,12 @@ def before(
         for culture, mine in groupby(sources, key=lambda source: source.culture)
     ]
     return with_notes(messages, notes)
+
+
+def leave_out(sources: list[Source], fits: Callable[[], bool]) -> None:
+    """Leave the last sources out until a prompt with the rest fits, or none is left."""
+    while sources and not fits():
+        sources.pop()
 
 
 def check(answer: Answer) -> None:
