@@ -131,7 +131,10 @@ def test_a_damaged_index_is_made_again(ws: Workspace) -> None:
     for damage in (b"", path.read_bytes()[:100], b"PK\x03\x04 nonsense"):
         path.write_bytes(damage)
         again = Index(ws)
-        assert again.search("germany", "How is a waiter tipped?", 4) == before
+        found = again.search("germany", "How is a waiter tipped?", 4)
+        assert [one.passage for one in found] == [one.passage for one in before]
+        # made again in another company, a vector rounds otherwise in its last digits
+        assert [one.score for one in found] == pytest.approx([o.score for o in before], abs=1e-3)
         again.close()
 
 
