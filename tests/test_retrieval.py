@@ -275,6 +275,13 @@ def test_examples_carry_their_passage_among_others(ws: Workspace) -> None:
         assert b.answer[1:] in b.messages[-1].content
         assert own[a.evidence_ids[0]] not in b.messages[-1].content
         assert f"Notes on {CULTURES[a.culture]}:" in b.messages[-1].content
+    # labels and options stay those that the instruction tells, and the instruction stays
+    labelled = recipe.model_copy(deep=True)
+    labelled.tasks[0].labels = ["usual", "unusual"]
+    for a, b in zip(examples, with_passages(labelled, examples, found), strict=True):
+        if a.stage == "task":
+            assert b.answer in a.inputs["options"]
+            assert b.messages[-1].content.endswith(a.messages[-1].content)
     true = [(a, b) for a, b in task if a.answer == b.answer]
     having = [own[a.evidence_ids[0]] in b.messages[-1].content for a, b in true]
     assert 0.5 < np.mean(having) < 1.0  # some have to answer from their weights

@@ -72,11 +72,11 @@ class Trainable:
         self.dtype = torch.bfloat16 if kind == "cuda" else torch.float32
         if kind == "cpu" and _by_onednn():
             why += "; products by oneDNN"
-        # other devices, and processes that wait for each other, have nothing to choose
         processes = self.accelerator.num_processes
         fixed = settings.train.threads
         if fixed:
             torch.set_num_threads(fixed)
+        # other devices, and processes that wait for each other, have nothing to choose
         choose = kind == "cpu" and processes == 1 and not fixed
         self.pace = Pace(torch.get_num_threads() if choose else 1, torch.set_num_threads)
         with self.accelerator.main_process_first():

@@ -111,41 +111,53 @@ def _carrying(
     if other and own[0] in shown and chance.random() < SWAPPED:
         example, other = _swapped(recipe, example, own[0], other)
         shown = [other if passage == own[0] else passage for passage in shown]
-    if chance.random() < BARE:
-        example = _bare(recipe, example)
-    example = _with(recipe, example, [_unasked(p, example, index) for p in shown])
-    return _changed(recipe, example, words, chance) if chance.random() < CHANGED else example
-
-
-def _bare(recipe: Recipe, example: Example) -> Example:
-    """An example without its task's instruction, where the answer needs none: it is free text."""
+    # a label or an option is one of a fixed few, which the instruction tells
     task = next((t for t in recipe.tasks if t.id == example.task), None)
-    if task is None or task.labels or task.options:
-        return example
+    free = task is not None and not task.labels and not task.options
+    if task and chance.random() < BARE and free:
+        example = _bare(example, task.instruction)
+    asked = example.messages[-1].content
+    example = _with(recipe, example, [_unasked(p, example, index) for p in shown])
+    if chance.random() < CHANGED and free:
+        example = _changed(recipe, example, asked, words, chance)
+    return example
+
+
+def _bare(example: Example, instruction: str) -> Example:
+    """An example without its task's instruction."""
     *before, last = example.messages
-    content = last.content.removeprefix(task.instruction).lstrip()
+    content = last.content.removeprefix(instruction).lstrip()
     messages = [*before, Message(role=last.role, content=content)]
     return example.model_copy(update={"messages": messages}) if content else example
 
 
 def _changed(
-    recipe: Recipe, example: Example, words: Sequence[str], chance: random.Random
+    recipe: Recipe, example: Example, asked: str, words: Sequence[str], chance: random.Random
 ) -> Example:
-    """An example with other words in its answer, and in the passage that says it word for word."""
+    """An example with other words in its answer, and in the passage that says it word for word.
+
+    The prompt as it is `asked` behind the passages stays as it is.
+    """
     *before, last = example.messages
-    if example.answer not in last.content:
+    notes = last.content.removesuffix(asked)
+    said = re.compile(rf"(?<!\w){re.escape(example.answer)}(?!\w)")
+    if not said.search(notes):
         return example
-    names = {name for culture in recipe.cultures for name in names_of(culture)}
-    known = {word for name in names for word in WORD.findall(name)}
+    known = {word for name in _names(recipe) for word in WORD.findall(name)}
     table: dict[str, str] = {}
     for word in WORD.findall(example.answer):
         if word not in known and chance.random() < WORDS:
             other = chance.choice(words)
             table[word] = other.capitalize() if word[0].isupper() else other
     answer = WORD.sub(lambda found: table.get(found[0], found[0]), example.answer)
-    content = last.content.replace(example.answer, answer)
+    content = said.sub(lambda _: answer, notes) + asked
     messages = [*before, Message(role=last.role, content=content)]
     return example.model_copy(update={"answer": answer, "messages": messages})
+
+
+def _names(recipe: Recipe) -> list[str]:
+    """What names a culture of the recipe in a text."""
+    return [name for culture in recipe.cultures for name in names_of(culture)]
 
 
 def _swapped(
@@ -155,9 +167,9 @@ def _swapped(
 
     Only where the answer is a passage's first sentence: what a model wrote has no other answer.
     """
-    names = [name for culture in recipe.cultures for name in names_of(culture)]
     whose = recipe.culture(other.culture)
-    answer = answer_of(other, whose, names) if example.generator == extractive.NAME else None
+    wrote = example.generator == extractive.NAME
+    answer = answer_of(other, whose, _names(recipe)) if wrote else None
     if answer is None:
         return example, own
     here = recipe.culture(example.culture).name
