@@ -7,16 +7,21 @@ import gc
 import importlib
 import os
 import sys
+import threading
 import traceback
 import warnings
+from _thread import interrupt_main
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cmgr import __version__
 from cmgr.cli.console import say
 from cmgr.errors import CmgrError
+
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
 
 # name -> what it is for; the file is cli/<name>.py, but `eval` is a built-in: cli/evaluate.py
 COMMANDS = {
@@ -101,11 +106,23 @@ def build(called: set[str]) -> typer.Typer:
     return app
 
 
+def _keep_interrupts(dropped: UnraisableHookArgs) -> None:
+    """Ctrl-C that arrives in a finalizer or a C callback: Python would print and drop it.
+
+    It comes again a moment later; at once, it would arrive in this hook.
+    """
+    if issubclass(dropped.exc_type, KeyboardInterrupt):
+        threading.Timer(0.01, interrupt_main).start()
+    else:
+        sys.__unraisablehook__(dropped)
+
+
 def main() -> None:
     """The console script. Exit codes: see cmgr.errors."""
     os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' bars: ours is the one display
     if os.environ.get("CMGR_DEBUG") != "1":  # what libraries tell programmers
         warnings.simplefilter("ignore", FutureWarning)
+    sys.unraisablehook = _keep_interrupts
     completing = "_CMGR_COMPLETE" in os.environ
     if sys.argv[1:2] == ["chat"] and "--help" not in sys.argv:
         from cmgr.loading import ahead

@@ -81,3 +81,29 @@ def test_a_missing_base_is_exit_3(tmp_path: Path) -> None:
     write_recipe(tmp_path / "source", base={"model": "no-such.gguf"})
     done = cmgr("run", "source/recipe.yaml", "-w", "ws", cwd=tmp_path)
     assert done.returncode == 3 and "no-such.gguf" in done.stderr
+
+
+def test_ctrl_c_in_a_finalizer_is_neither_lost_nor_shown(tmp_path: Path) -> None:
+    code = """
+import signal, sys, time, types
+from cmgr.cli import app
+
+class Held:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+def command():
+    held = Held()
+    del held
+    for _ in range(600):
+        time.sleep(0.05)
+
+sys.modules["cmgr.cli.status"] = types.SimpleNamespace(command=command)
+sys.argv = ["cmgr", "status"]
+app.main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 130 and done.stderr.startswith("cmgr: interrupted")
+    assert "Traceback" not in done.stderr
