@@ -1,45 +1,44 @@
 """Which of a culture's passages answer a prompt, if any does.
 
 A passage is one vector: the mean of the vectors of its questions, of its text, and of all of it
-together. A prompt is its vector and those of its sentences, by a map that is fitted to the
-workspace's own examples (fitting.py). Without a sentence encoder the passages are ranked by BM25
-over the same words. Below a threshold, calibrated on the same examples, nothing is shown.
+together, moved a little towards the mean of its topic's. A prompt is its vector and those of its
+sentences, by a map that is fitted to the workspace's own examples (fitting.py). Without a sentence
+encoder the passages are ranked by BM25 over the same words. Below a threshold, calibrated on the
+same examples, nothing is shown.
 """
 
 from __future__ import annotations
 
 import io
-import re
 import zipfile
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from cmgr.errors import unless_read_only
-from cmgr.recipe import Culture, Recipe
 from cmgr.records import Evidence, Example, make_id
 from cmgr.retrieval import encoder as encoders
 from cmgr.retrieval import fitting
 from cmgr.retrieval.encoder import Vectors
 from cmgr.retrieval.fitting import Asked, fit_map, mapped
+from cmgr.retrieval.texts import fields_of, held_wordings, joined, names_in_prompts, pieces
 from cmgr.search import current_evidence
 from cmgr.sources.hygiene import addresses_a_model
-from cmgr.sources.passages import names_of, sentences
 from cmgr.sources.ranking import Ranking, terms
 from cmgr.workspace import Workspace, write_atomic
 
-VERSION = 1  # of what is kept; a change makes it again
+VERSION = 2  # of what is kept; a change makes it again
 COVERED = 0.99  # the share of prompts that a passage answers which the threshold lets through
 MOST = 400  # examples that the map is fitted to
 LEAST = 20  # examples from which on there is a map, and the threshold is the workspace's own
 FOLDS = ("one half", "other half")  # of the passages
 # where there are fewer: the threshold that quickstart's examples gave, by kind of score
 USUAL = {"encoder": 0.3, "bm25": 0.1}
-SENTENCES = 12  # of a prompt that are compared one by one
+TOPIC = 0.3  # share of the mean of its topic's passages in a passage's vector
 
 
 class Found(NamedTuple):
@@ -64,7 +63,7 @@ class Index:
                 self._passages[item.culture].append(item)
         self._held = held_wordings(ws.recipe)
         self._cultures: dict[str, Vectors | Ranking] = {}
-        self._names = {c.id: _names(c) for c in ws.recipe.cultures}
+        self._names = {c.id: names_in_prompts(c) for c in ws.recipe.cultures}
         self._seen: dict[str, Vectors] = {}
         self._learnt: _Learnt | None = None
 
@@ -138,7 +137,7 @@ class Index:
     def _matched(self, among: Vectors | Ranking, asked: str, by: Vectors | None) -> Vectors:
         if isinstance(among, Ranking):
             return _shares(among, asked)
-        cosines: Vectors = among @ mapped(self._encode(_pieces(asked)), by).T
+        cosines: Vectors = among @ mapped(self._encode(pieces(asked)), by).T
         matched: Vectors = (cosines[:, 0] + cosines.max(axis=1)) / 2
         return matched
 
@@ -178,7 +177,7 @@ class Index:
                     (self._ws.path("index", f"{culture}.bm25"), made_from),
                 )
             else:
-                self._cultures[culture] = self._vectors(culture, fields)
+                self._cultures[culture] = _towards_topics(mine, self._vectors(culture, fields))
         return self._cultures[culture]
 
     def _vectors(self, culture: str, fields: Sequence[Mapping[str, str]]) -> Vectors:
@@ -267,10 +266,7 @@ class Index:
         own = [self._own(e) for e in examples]
         places = {n: place for place, n in enumerate(sorted(set(own)))}
         prompts = [self.query(culture, e.messages[-1].content) for e in examples]
-        passages = self.passages(culture)
-        hidden = [
-            self._vector(self._hidden(e, passages[n])) for e, n in zip(examples, own, strict=True)
-        ]
+        hidden = [self._unasked_vector(e, n) for e, n in zip(examples, own, strict=True)]
         return Asked(
             self._encode(prompts),
             vectors[sorted(places)],
@@ -295,12 +291,12 @@ class Index:
         by = maps.get(FOLDS[1 - FOLDS.index(self._fold(example))])
         scores = self._matched(self._of(culture), asked, by).copy()
         own = self._own(example)
-        fields = self._hidden(example, self.passages(culture)[own])
         alone: Vectors | Ranking
         if self._path is None:
+            fields = self._hidden(example, self.passages(culture)[own])
             alone = Ranking(lambda: [terms(fields["all"])], [False])
         else:
-            alone = self._vector(fields)[None]
+            alone = self._unasked_vector(example, own)[None]
         scores[own] = self._matched(alone, asked, by)[0]
         return scores
 
@@ -312,7 +308,18 @@ class Index:
             for name, text in fields_of(passage, self._held).items()
             if text != question and name != "all"
         }
-        return {**fields, "all": _joined(passage, fields)}
+        return {**fields, "all": joined(passage, fields)}
+
+    def _unasked_vector(self, example: Example, own: int) -> Vectors:
+        """The vector of an example's passage, which is number `own`, without its question."""
+        passages = self.passages(example.culture)
+        vectors = self._of(example.culture)
+        assert not isinstance(vectors, Ranking)
+        whole = self._vector(fields_of(passages[own], self._held))
+        without = self._vector(self._hidden(example, passages[own]))
+        alike = sum(p.topic == passages[own].topic for p in passages)
+        found: Vectors = vectors[own] + (1 - TOPIC + TOPIC / alike) * (without - whole)
+        return found
 
     def _vector(self, fields: Mapping[str, str]) -> Vectors:
         mean: Vectors = np.mean(self._encode(list(fields.values())), axis=0)
@@ -326,57 +333,21 @@ class _Learnt(NamedTuple):
     threshold: float
 
 
-# -- texts ---------------------------------------------------------------------------------------
+# -- scores --------------------------------------------------------------------------------------
 
 
-def held_wordings(recipe: Recipe) -> frozenset[int]:
-    """The wordings of a passage's question (1 and up) that are kept for the evaluation.
+def _towards_topics(passages: Sequence[Evidence], vectors: Vectors) -> Vectors:
+    """Vectors of passages, each moved towards the mean of its topic's.
 
-    Where examples are cut from documents, a wording that no example is trained on is what the
-    evaluation asks; an index that knew it would find its passage by the question itself.
+    What a prompt is about is easier to tell than which fact it asks for: among passages of other
+    topics that share a word with it, those of its topic come first.
     """
-    if recipe.generator.kind != "extractive":
-        return frozenset()
-    wordings = [w for task in recipe.tasks for w in task.wordings]
-    trained = {w.question for w in wordings if w.split == "fit"}
-    return frozenset(w.question for w in wordings if w.question) - trained
-
-
-def fields_of(passage: Evidence, held: Iterable[int]) -> dict[str, str]:
-    """A passage's texts by name: its questions, its text, and all of it with its topic."""
-    left_out = set(held)
-    asked = {"heading": passage.heading} if passage.heading else {}
-    for number, wording in enumerate(passage.also_asked, 1):
-        if number not in left_out:
-            asked[f"wording {number}"] = wording
-    fields = {**asked, "text": passage.text}
-    fields = {**asked, "text": passage.text}
-    return {**fields, "all": _joined(passage, fields)}
-
-
-def _joined(passage: Evidence, fields: Mapping[str, str]) -> str:
-    """All of a passage in one text, behind its topic (and its title, where no question says it)."""
-    over = [re.sub(r"[-_]+", " ", passage.topic)]
-    if "heading" not in fields and passage.title:
-        over.append(passage.title)
-    return " ".join([*(f"{text}." for text in over if text), *fields.values()])
-
-
-def _names(culture: Culture) -> re.Pattern[str]:
-    """A culture's names as a prompt holds them, with the word before that says where."""
-    names = sorted(names_of(culture), key=len, reverse=True)
-    return re.compile(
-        rf"(?<!\w)(?:(?:in|to|from|at) (?:the )?)?(?:{'|'.join(map(re.escape, names))})(?!\w)",
-        re.IGNORECASE,
-    )
-
-
-def _pieces(text: str) -> list[str]:
-    """A text, its sentences, and what stands before and behind a colon."""
-    found = [text]
-    for sentence in sentences(text):
-        found += [sentence, *(part.strip() for part in sentence.split(":"))]
-    return [piece for piece in dict.fromkeys(found) if piece][: SENTENCES + 1]
+    names, topics = np.unique([passage.topic for passage in passages], return_inverse=True)
+    sums = np.zeros((len(names), vectors.shape[1]), np.float32)
+    np.add.at(sums, topics, vectors)
+    means = sums / np.bincount(topics).astype(np.float32)[:, None]
+    found: Vectors = (1 - TOPIC) * vectors + TOPIC * means[topics]
+    return found
 
 
 def _best(passages: Sequence[Evidence], scores: Vectors, limit: int) -> list[Found]:
