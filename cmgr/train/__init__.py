@@ -95,25 +95,21 @@ def build(
     progress: Progress | None = None,
     cultures: list[str] | None = None,
     variant: str | None = None,
-    begin: bool = False,
 ) -> bool:
     """Train, export and check each adapter that is missing or out of date.
 
-    `variant` (see variants.py) is what an evaluation compares with, in place of the cultures' own;
-    `begin` is the shared adapter that these begin with (`train.start: shared`). An adapter is put
+    `variant` (see variants.py) is what an evaluation compares with, in place of the cultures' own.
+    The shared adapter that these begin with (`train.start: shared`) comes first. An adapter is put
     in place whole; one that was interrupted goes on from its checkpoint. Returns whether anything
     was made. Raises MissingError without examples, base or extra.
     """
     if is_main():
-        for culture in ws.recipe.pick(cultures):
-            whose = recipes.SHARED if begin else culture.id
+        for whose in (recipes.SHARED, *(culture.id for culture in ws.recipe.pick(cultures))):
             _tidy(ws.path("adapters", variants.name_of(whose, variant)))
-    plan, base = planned(ws, force, cultures, variant, begin)
+    plan, base = planned(ws, force, cultures, variant)
     if not plan:
         return False
     plan = with_notes(ws, plan, ws.say if is_main() else lambda _: None)
-    if any(wanted.start for wanted in plan):
-        build(ws, progress=progress, variant=variant or recipes.SHARED, begin=True)
     trainable = Trainable(base, ws.recipe, ws.folder, ws.say if is_main() else lambda _: None)
     gguf_lora.check_supported(trainable.model.config.to_dict())
     for wanted in plan:
@@ -160,15 +156,22 @@ def planned(
     force: bool,
     cultures: list[str] | None,
     variant: str | None = None,
-    begin: bool = False,
 ) -> tuple[list[Wanted], Base]:
-    """What is to be trained, and on which base."""
+    """What is to be trained, in order, and on which base."""
     examples = bare_examples(ws) if variant == "no-evidence" else current_examples(ws)
     check(ws.recipe, examples)
     base = base_of(ws)
     index = index_of(ws, variant)
-    every = variants.wanted(ws.recipe, base, examples, cultures, variant, begin, index)
-    return [w for w in every if force or not ws.is_current(f"train/{w.name}", w.inputs)], base
+
+    def missing(every: Iterable[Wanted], force: bool = False) -> list[Wanted]:
+        return [w for w in every if force or not ws.is_current(f"train/{w.name}", w.inputs)]
+
+    own = missing(variants.wanted(ws.recipe, base, examples, cultures, variant, index=index), force)
+    if any(wanted.start for wanted in own):  # they go on from the shared one
+        shared = variant or recipes.SHARED
+        first = variants.wanted(ws.recipe, base, examples, None, shared, True, index)
+        own = [*missing(first), *own]
+    return own, base
 
 
 def shard(cultures: Sequence[str], text: str) -> list[str]:
@@ -354,6 +357,8 @@ def _finish(
     last = [e for e in examples if e.stage == stages[-1].name]
     if len(last) < PROMPTS:  # few: those of the other stage too
         last += [e for e in examples if e.stage != stages[-1].name]
+    # the shorter half is as good a check, and four programs' passes read it sooner
+    last = sorted(last, key=lambda e: len(e.messages[-1].content))[: max(PROMPTS, len(last) // 2)]
     prompts = [e.messages for e in last[:: max(1, len(last) // PROMPTS)]][:PROMPTS]
 
     def tell(done: int, total: int, what: str) -> None:

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cmgr import recipe as recipes
 from cmgr import train
 from cmgr.train.loop import Loop, Stage, order_of
 from cmgr.train.model import Item, Trainable
@@ -20,7 +19,7 @@ from cmgr.workspace import Workspace
 def inspect(ws: Workspace, cultures: list[str]) -> list[dict[str, Any]]:
     """The first example of each stage and culture as trained: (text of a token, learnt?)."""
     plan, base = train.planned(ws, True, cultures)
-    plan = train.with_notes(ws, plan)
+    plan = train.with_notes(ws, [wanted for wanted in plan if wanted.culture.id in cultures])
     trainable = Trainable(base, ws.recipe, ws.folder, ws.say)
     found = []
     for wanted in plan:
@@ -47,9 +46,6 @@ def dry_run(
     batches of the longest stage; export and its check come on top.
     """
     plan, base = train.planned(ws, force, cultures, variant)
-    if any(wanted.start for wanted in plan):
-        first, _ = train.planned(ws, False, None, variant or recipes.SHARED, begin=True)
-        plan = [*first, *plan]
     if not plan:
         return {"cultures": [], "memory_mb": 0.0}
     plan = train.with_notes(ws, plan)
