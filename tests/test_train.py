@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,38 @@ def test_an_items_loss_does_not_depend_on_its_neighbours(
             together = float(answer_loss(trainable, adapted, group, used)[0])
             alone = [float(answer_loss(trainable, adapted, [i], used)[0]) for i in group]
             assert together == pytest.approx(sum(alone), abs=1e-3)
+
+
+@model
+def test_a_culture_takes_the_prompts_that_the_shared_adapter_has_read(
+    trainable: Trainable, adapted: Any, items: list[Item], tmp_path: Path
+) -> None:
+    """To the last bit what it would have read itself; its own are not kept for anybody."""
+    import torch
+
+    others = [replace(item, id=f"{item.id} of brazil", culture="brazil") for item in items[:2]]
+    own = Prompts(trainable, adapted, items, "memory", 0, tmp_path)
+    own.read()
+    wanted = own.past(items)[0]
+    own.close()
+    assert not trainable.store
+    trainable.keeps = True
+    shared = Prompts(trainable, adapted, [*others, *items], "memory", 0, tmp_path)
+    shared.read()
+    shared.close()
+    trainable.keeps = False
+    read: list[Any] = []
+    taken = Prompts(trainable, adapted, items, "auto", 0, tmp_path)  # no byte more than is there
+    assert taken.where == "memory"
+    taken._compute = read.append  # type: ignore[method-assign,assignment]
+    taken.read()
+    found = taken.past(items)[0]
+    assert not read
+    for one, other in zip(found.layers, wanted.layers, strict=True):
+        assert torch.equal(one.keys, other.keys) and torch.equal(one.values, other.values)
+    taken.close()
+    assert len(trainable.store) == 1  # the other culture's
+    trainable.store.clear()
 
 
 @model

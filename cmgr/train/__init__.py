@@ -113,6 +113,7 @@ def build(
     trainable = Trainable(base, ws.recipe, ws.folder, ws.say if is_main() else lambda _: None)
     gguf_lora.check_supported(trainable.model.config.to_dict())
     for wanted in plan:
+        trainable.keeps = wanted.culture.id == recipes.SHARED and wanted is not plan[-1]
         with short_of_memory(ws.recipe.train, len(wanted.examples)):
             _one(ws, trainable, wanted, force, progress)
     return True

@@ -36,9 +36,14 @@ class Item:
     id: str
     prompt: tuple[int, ...]
     target: tuple[int, ...]  # invocation, answer, end of turn
+    culture: str = ""
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.target)
+
+
+# the KV of prompts that were read together, by these and by how many tokens of each stand apart
+Store = dict[tuple[int, tuple[tuple[int, ...], ...]], list[Any]]
 
 
 class Trainable:
@@ -92,6 +97,8 @@ class Trainable:
         bos, eos = tokenizer.bos_token or "", tokenizer.eos_token or ""
         rules = Rules(self.template, bos, eos, base.thinking)
         self.end = int(tokenizer.eos_token_id)  # also what pads
+        self.store: Store = {}
+        self.keeps = False  # whether adapters are to come whose prompts are those read now
         self.chat = ChatTokens(rules, TransformersTokenizer(tokenizer), self.end)
         self.invocation = self.chat.invocation
         if settings.train.gradient_checkpointing:
@@ -113,6 +120,7 @@ class Trainable:
             example.id,
             tuple(self.prompt_tokens(example.messages)),
             (*self.invocation, *answer, *self.chat.end),
+            example.culture,
         )
         if not answer:
             raise CmgrError(

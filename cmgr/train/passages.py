@@ -49,9 +49,12 @@ def with_passages(
     if not recipe.train.passages or not count:
         return list(examples)
     left_out, chosen = set(held), _chosen(recipe, examples)
-    words = sorted({word.lower() for e in examples for word in WORD.findall(e.answer)})
+    said: dict[str, set[str]] = defaultdict(set)  # by culture: the shared adapter reads the same
+    for example in examples:
+        said[example.culture].update(word.lower() for word in WORD.findall(example.answer))
+    words = {culture: sorted(mine) for culture, mine in said.items()}
     return [
-        _carrying(recipe, example, index, count, left_out, words)
+        _carrying(recipe, example, index, count, left_out, words[example.culture])
         if example.id in chosen
         else example
         for example in examples

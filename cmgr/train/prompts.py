@@ -140,6 +140,9 @@ def prompts_budget(trainable: Trainable, settings: recipes.Train) -> int:
 class Prompts:
     """The base's KV of the prompts of items, read once (or again each time).
 
+    Each culture's are read apart: so the shared adapter reads them as the culture's own does, to
+    the last bit, and where both are trained in one run `trainable.store` has them for the second.
+
     `where` says where it is kept; "auto" takes memory up to `budget` bytes, then the disk, then
     neither, and says which. Raises CmgrError when the disk is full.
     """
@@ -163,17 +166,23 @@ class Prompts:
         self._spans: dict[str, tuple[int, tuple[int, ...]]] = {}
         self._path = folder / f"prompts-{trainable.accelerator.process_index}.bin"
         self._groups: list[list[Item]] = []
-        for shared, numbers in families([item.prompt for item in items]):
-            members = [items[n] for n in numbers]
-            for item in members:
-                self._prefix[item.id] = (members[0], shared)
-            members.sort(key=lambda item: len(item.prompt))  # so that little is padded
-            self._groups += [members[i : i + READ] for i in range(0, len(members), READ)]
+        by_culture: dict[str, list[Item]] = {}
+        for item in items:
+            by_culture.setdefault(item.culture, []).append(item)
+        for mine in by_culture.values():
+            for shared, numbers in families([item.prompt for item in mine]):
+                members = [mine[n] for n in numbers]
+                for item in members:
+                    self._prefix[item.id] = (members[0], shared)
+                members.sort(key=lambda item: len(item.prompt))  # so that little is padded
+                self._groups += [members[i : i + READ] for i in range(0, len(members), READ)]
         self.tokens = sum(len(i.prompt) - self._prefix[i.id][1] for i in items)
         self.where = self._choose(budget, say) if where == "auto" else where
 
     def _choose(self, budget: int, say: Callable[[str], None]) -> Where:
-        need = self.tokens * self.cell_bytes
+        known = [i for g in self._groups if self._key(g) in self.trainable.store for i in g]
+        new = self.tokens - sum(len(item.prompt) - self._prefix[item.id][1] for item in known)
+        need = new * self.cell_bytes
         if need <= budget:
             return "memory"
         free = shutil.disk_usage(self._path.parent).free
@@ -196,17 +205,21 @@ class Prompts:
             return
         done, total = 0, sum(map(len, self._groups))
         for group in self._groups:
-            found = self._compute(group)
-            for item in group:
+            known = self.trainable.store.pop(self._key(group), None)
+            found = self._compute(group) if known is None else known
+            for item, values in zip(group, found, strict=True):
                 if self.where == "memory":
-                    self._kept[item.id] = found[item.id]
+                    self._kept[item.id] = values
                 else:
-                    self._write(item, found[item.id])
+                    self._write(item, values)
             done += len(group)
             tell(done, total)
 
     def close(self) -> None:
-        """Forget all, on disk too."""
+        """Forget all, on disk too; what the adapters to come will read stays in the store."""
+        if self.trainable.keeps and self.where == "memory" and self._kept:
+            for group in self._groups:
+                self.trainable.store[self._key(group)] = [self._kept[item.id] for item in group]
         self._kept.clear()
         self._shared.clear()
         if self._file is not None:
@@ -221,7 +234,7 @@ class Prompts:
         again: dict[str, Any] = {}
         if self.where == "again":
             for group in self._by_family(items):
-                again |= self._compute(group)
+                again |= zip((item.id for item in group), self._compute(group), strict=True)
         longest = max(len(item.prompt) for item in items)
         mask = torch.zeros((len(items), longest), dtype=torch.long)
         block: Any = None
@@ -275,7 +288,10 @@ class Prompts:
             self._shared[first.id] = found[:, :, 0].clone()
         return self._shared[first.id]
 
-    def _compute(self, group: Sequence[Item]) -> dict[str, Any]:
+    def _key(self, group: Sequence[Item]) -> tuple[int, tuple[tuple[int, ...], ...]]:
+        return self._prefix[group[0].id][1], tuple(item.prompt for item in group)
+
+    def _compute(self, group: Sequence[Item]) -> list[Any]:
         """KV of the prompts of one family, without their beginning."""
         import torch
 
@@ -294,10 +310,10 @@ class Prompts:
                 begun[:, :, None].expand(layers, two, len(group), *rest).unbind(0), kept=False
             )
         found = stack(self._decode(ids, mask, past), shared)
-        return {
-            item.id: found[:, :, row, :, : len(item.prompt) - shared].clone()
+        return [
+            found[:, :, row, :, : len(item.prompt) - shared].clone()
             for row, item in enumerate(group)
-        }
+        ]
 
     # -- the disk ----------------------------------------------------------------------------
 
