@@ -200,7 +200,7 @@ def test_a_culture_takes_the_prompts_that_the_shared_adapter_has_read(
     """To the last bit what it would have read itself; its own are not kept for anybody."""
     import torch
 
-    others = [replace(item, id=f"{item.id} of brazil", culture="brazil") for item in items[:2]]
+    others = [replace(item, id=f"{item.id} of brazil", group="brazil") for item in items[:2]]
     own = Prompts(trainable, adapted, items, "memory", 0, tmp_path)
     own.read()
     wanted = own.past(items)[0]

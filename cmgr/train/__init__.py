@@ -44,6 +44,8 @@ from cmgr.workspace import (
 
 # -- what is trained on ------------------------------------------------------------------------
 
+WITHOUT = " without passages"  # behind the id of an example that is trained with passages too
+
 
 def check(recipe: recipes.Recipe, examples: Iterable[Example]) -> None:
     """Raise CmgrError for an example whose task or culture the recipe does not have."""
@@ -66,10 +68,12 @@ def stages_of(
     examples: Sequence[Example],
     trainable: Trainable,
     back: Collection[str] = (),
+    also: Iterable[Example] = (),
 ) -> list[Stage]:
     """The stages that have examples, as tokens; those in `back` are to choose the best epoch by.
 
-    Raises CmgrError for what cannot be trained on.
+    `also` are examples that carry passages, without them. Raises CmgrError for what cannot be
+    trained on.
     """
     settings = recipe.train
     epochs = {"broad": settings.broad_epochs, "task": settings.task_epochs}
@@ -81,6 +85,11 @@ def stages_of(
         items: list[list[Item]] = [[], []]
         for example in of_stage:
             items[example.id in back].append(trainable.item(example))
+        for example in also:
+            if example.stage == name:
+                item = trainable.item(example)
+                item = replace(item, id=item.id + WITHOUT, group=f"{item.group} alone")
+                items[example.id in back].append(item)
         if items[0]:
             found.append(Stage(name, items[0], items[1], epochs[name]))
     return found
@@ -143,10 +152,13 @@ def with_notes(
     try:
         for wanted in plan:
             made = with_passages(wanted.recipe, wanted.examples, index, held)
-            count = sum(a is not b for a, b in zip(made, wanted.examples, strict=True))
-            count *= "task" in wanted.recipe.train.stages
-            say(f"train: {wanted.name}: {count} of {len(made)} prompts carry passages")
-            found.append(replace(wanted, examples=made, passages=count))
+            also = [a for a, b in zip(wanted.examples, made, strict=True) if a is not b]
+            if "task" not in wanted.recipe.train.stages:
+                also = []
+            say(f"train: {wanted.name}: {len(also)} of {len(made)} prompts carry passages")
+            found.append(replace(wanted, examples=made, passages=len(also), also=also))
+            if wanted.culture.id == recipes.SHARED and ws.recipe.train.start == "shared":
+                found[-1] = replace(found[-1], also=())  # the cultures' own will learn them so
     finally:
         index.close()
     return found
@@ -216,7 +228,7 @@ def _one(
     if trainable.main:
         _prepare(work, wanted.inputs, force)
     trainable.accelerator.wait_for_everyone()
-    stages = stages_of(recipe, wanted.examples, trainable, wanted.back)
+    stages = stages_of(recipe, wanted.examples, trainable, wanted.back, wanted.also)
     if not stages:
         raise CmgrError(f"no examples of the stages {recipe.train.stages} for {wanted.name}")
     torch.manual_seed(recipe.train.seed)
@@ -345,8 +357,8 @@ def _finish(
         **({"start": wanted.start} if wanted.start else {}),
         "base": trainable.base.reference,
         **lock,
-        "examples": {s.name: len(s.items) for s in stages},
-        "held_back": {s.name: len(s.validation) for s in stages if s.validation},
+        "examples": {s.name: different(s.items) for s in stages},
+        "held_back": {s.name: different(s.validation) for s in stages if s.validation},
         **({"carrying_passages": wanted.passages} if wanted.passages else {}),
         "settings": {
             "adapter": recipe.adapter.model_dump(),
@@ -371,6 +383,11 @@ def _finish(
     about = card(recipe, culture, manifest, examples, evidence, rate)
     write_atomic(work / "README.md", about.encode())
     _put_in_use(work, ws.path("adapters", wanted.name))
+
+
+def different(items: Sequence[Item]) -> int:
+    """How many examples items are of: one that is trained with and without passages counts once."""
+    return len({item.id.removesuffix(WITHOUT) for item in items})
 
 
 def _put_in_use(work: Path, target: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cmgr import train
+from cmgr.recipe import SHARED
 from cmgr.train.loop import Loop, Stage, order_of
 from cmgr.train.model import Item, Trainable
 from cmgr.train.prompts import Prompts
@@ -60,7 +61,9 @@ def dry_run(
     with tempfile.TemporaryDirectory() as scratch:
         loop = Loop(trainable, model, recipe.adapter.kind, recipe.train, Path(scratch))
         for wanted in plan:
-            stages = train.stages_of(wanted.recipe, wanted.examples, trainable, wanted.back)
+            stages = train.stages_of(
+                wanted.recipe, wanted.examples, trainable, wanted.back, wanted.also
+            )
             if not stages:
                 continue
             if not speed:
@@ -75,6 +78,9 @@ def dry_run(
                 if loop.activated:
                     prompts = loop.prompts(stage)
                     seconds["read"] += _read(prompts, stage, compared) / speed["read"]
+                    if wanted.culture.id == SHARED and prompts.where == "memory":
+                        # those of its cultures take them over
+                        trainable.store |= {key: [] for key in prompts.groups}
                     if prompts.where == "memory":
                         kept = max(kept, prompts.tokens * prompts.cell_bytes / 2**20)
                 seconds["train"] += stage.epochs * loop.work(stage.items) / speed["train"]
@@ -82,7 +88,7 @@ def dry_run(
             found.append(
                 {
                     "culture": wanted.name,
-                    "examples": sum(len(s.items) for s in stages),
+                    "examples": sum(train.different(s.items) for s in stages),
                     "tokens": sum(s.epochs * sum(map(len, s.items)) for s in stages),
                     "steps": sum(s.epochs * s.per_epoch(size) for s in stages),
                     "seconds": round(sum(seconds.values()), 1),
@@ -103,7 +109,7 @@ def dry_run(
 def _read(prompts: Prompts, stage: Stage, compared: int) -> int:
     """The prompts' tokens that a stage reads: once, or each time where they are not kept."""
     if prompts.where != "again":
-        return prompts.tokens
+        return prompts.unread
     items = sum(len(i.prompt) for i in stage.items)
     return stage.epochs * items + compared * sum(len(i.prompt) for i in stage.validation)
 

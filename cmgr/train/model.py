@@ -36,14 +36,14 @@ class Item:
     id: str
     prompt: tuple[int, ...]
     target: tuple[int, ...]  # invocation, answer, end of turn
-    culture: str = ""
+    group: str = ""  # whose prompts the base reads together
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.target)
 
 
-# the KV of prompts that were read together, by these and by how many tokens of each stand apart
-Store = dict[tuple[int, tuple[tuple[int, ...], ...]], list[Any]]
+# prompts that are read together, and how many tokens they begin with in common
+Key = tuple[int, tuple[tuple[int, ...], ...]]
 
 
 class Trainable:
@@ -97,7 +97,7 @@ class Trainable:
         bos, eos = tokenizer.bos_token or "", tokenizer.eos_token or ""
         rules = Rules(self.template, bos, eos, base.thinking)
         self.end = int(tokenizer.eos_token_id)  # also what pads
-        self.store: Store = {}
+        self.store: dict[Key, list[Any]] = {}  # KV that the base has read
         self.keeps = False  # whether adapters are to come whose prompts are those read now
         self.chat = ChatTokens(rules, TransformersTokenizer(tokenizer), self.end)
         self.invocation = self.chat.invocation

@@ -4,7 +4,9 @@ So an adapter learns to answer from the passage that fits, and from what it know
 (RAFT; Zhang and others, arXiv 2403.10131). A small model would rather learn its few facts by heart
 than to read. So some examples have another culture's passage on the same question in the place of
 their own, and its answer; and in some, words of the answer are replaced in the passage and in the
-answer alike (as in Longpre and others, arXiv 2109.05052). Such answers can only be read.
+answer alike (as in Longpre and others, arXiv 2109.05052). Such answers can only be read. The same
+examples without passages are trained on beside them, by all but the shared adapter that others
+begin with: so an adapter keeps what it is to know.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from cmgr.retrieval import Index
 from cmgr.retrieval.prompt import FORMAT, note_of, with_notes
 from cmgr.sources.passages import names_of, opening
 
-VERSION = 2  # of how passages are chosen
+VERSION = 3  # of how passages are chosen, and what is trained beside them
 ALONE = 0.1  # share of prompts with passages from which the example's own is left out
 OTHER = 0.25  # share of them in which one passage is another culture's on the same question
 SWAPPED = 0.5  # share of them in which another culture's passage, and its answer, replace their own

@@ -17,7 +17,7 @@ from cmgr import recipe as recipes
 from cmgr.errors import CmgrError
 from cmgr.gguf_lora import head_size
 from cmgr.runtime.llama import common_prefix
-from cmgr.train.model import Item, Trainable
+from cmgr.train.model import Item, Key, Trainable
 
 WORTH = 16  # tokens: a longer common beginning is read once
 READ = 16  # prompts read at once
@@ -166,10 +166,10 @@ class Prompts:
         self._spans: dict[str, tuple[int, tuple[int, ...]]] = {}
         self._path = folder / f"prompts-{trainable.accelerator.process_index}.bin"
         self._groups: list[list[Item]] = []
-        by_culture: dict[str, list[Item]] = {}
+        by_group: dict[str, list[Item]] = {}
         for item in items:
-            by_culture.setdefault(item.culture, []).append(item)
-        for mine in by_culture.values():
+            by_group.setdefault(item.group, []).append(item)
+        for mine in by_group.values():
             for shared, numbers in families([item.prompt for item in mine]):
                 members = [mine[n] for n in numbers]
                 for item in members:
@@ -180,9 +180,7 @@ class Prompts:
         self.where = self._choose(budget, say) if where == "auto" else where
 
     def _choose(self, budget: int, say: Callable[[str], None]) -> Where:
-        known = [i for g in self._groups if self._key(g) in self.trainable.store for i in g]
-        new = self.tokens - sum(len(item.prompt) - self._prefix[item.id][1] for item in known)
-        need = new * self.cell_bytes
+        need = self.unread * self.cell_bytes
         if need <= budget:
             return "memory"
         free = shutil.disk_usage(self._path.parent).free
@@ -193,6 +191,17 @@ class Prompts:
             + ("it is kept on disk" if where == "disk" else "it is computed again each time")
         )
         return where
+
+    @property
+    def unread(self) -> int:
+        """Tokens of `tokens` that are not in the store."""
+        known = [i for g in self._groups if self._key(g) in self.trainable.store for i in g]
+        return self.tokens - sum(len(item.prompt) - self._prefix[item.id][1] for item in known)
+
+    @property
+    def groups(self) -> list[Key]:
+        """Under which the store keeps what is read together."""
+        return [self._key(group) for group in self._groups]
 
     @property
     def cell_bytes(self) -> int:
@@ -218,8 +227,8 @@ class Prompts:
     def close(self) -> None:
         """Forget all, on disk too; what the adapters to come will read stays in the store."""
         if self.trainable.keeps and self.where == "memory" and self._kept:
-            for group in self._groups:
-                self.trainable.store[self._key(group)] = [self._kept[item.id] for item in group]
+            for key, group in zip(self.groups, self._groups, strict=True):
+                self.trainable.store[key] = [self._kept[item.id] for item in group]
         self._kept.clear()
         self._shared.clear()
         if self._file is not None:
@@ -288,7 +297,7 @@ class Prompts:
             self._shared[first.id] = found[:, :, 0].clone()
         return self._shared[first.id]
 
-    def _key(self, group: Sequence[Item]) -> tuple[int, tuple[tuple[int, ...], ...]]:
+    def _key(self, group: Sequence[Item]) -> Key:
         return self._prefix[group[0].id][1], tuple(item.prompt for item in group)
 
     def _compute(self, group: Sequence[Item]) -> list[Any]:

@@ -36,6 +36,7 @@ class Wanted:
     start: str | None = None  # the adapter whose weights it begins with
     back: frozenset[str] = frozenset()  # the examples to choose the best epoch by
     passages: int = 0  # how many of the prompts carry passages
+    also: Sequence[Example] = ()  # those examples as they are, trained on beside
 
 
 def name_of(culture: str, variant: str | None) -> str:
