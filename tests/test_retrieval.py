@@ -11,7 +11,7 @@ from conftest import CULTURES, write_recipe
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cmgr import retrieval, search, synthesize
+from cmgr import retrieval, search, synthesize, train
 from cmgr.base import resolve
 from cmgr.errors import MissingError
 from cmgr.records import Answer, Evidence, Message, Source, make_id
@@ -295,6 +295,33 @@ def test_examples_carry_their_passage_among_others(ws: Workspace) -> None:
         if not held & set(example.evidence_ids):
             assert own[next(iter(held))] not in example.messages[-1].content
     found.close()
+
+
+def test_what_carries_passages_is_trained_without_them_too(
+    ws: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the cultures' own adapters; a shared one that they begin with leaves it to them."""
+    monkeypatch.setattr(ws.recipe.train, "start", "shared")
+    examples = {e.id: e for e in synthesize.current_examples(ws)}
+    plan, _ = train.planned(ws, True, None)
+    made = {wanted.name: wanted for wanted in train.with_notes(ws, plan)}
+    assert list(made) == ["shared", "japan", "brazil", "germany"]
+    for name, wanted in made.items():
+        carry = [e for e in wanted.examples if e != examples[e.id]]
+        assert len(carry) == wanted.passages > 0
+        assert list(wanted.also) == ([] if name == "shared" else [examples[e.id] for e in carry])
+    # what an adapter reads is what the shared one has read
+    shared = {e.id: e for e in made["shared"].examples}
+    assert all(e == shared[e.id] for name in ("japan", "brazil") for e in made[name].examples)
+
+
+def test_a_shared_adapter_alone_learns_both_ways(
+    ws: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ws.recipe.train, "start", "scratch")
+    plan, _ = train.planned(ws, True, None, "shared")
+    (shared,) = train.with_notes(ws, plan)
+    assert shared.name == "shared" and len(shared.also) == shared.passages > 0
 
 
 def test_an_adapter_follows_the_passages_of_its_prompts(tmp_path: Path) -> None:

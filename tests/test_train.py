@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -191,6 +192,25 @@ def test_an_items_loss_does_not_depend_on_its_neighbours(
             together = float(answer_loss(trainable, adapted, group, used)[0])
             alone = [float(answer_loss(trainable, adapted, [i], used)[0]) for i in group]
             assert together == pytest.approx(sum(alone), abs=1e-3)
+
+
+@model
+def test_examples_without_their_passages_come_in_the_first_stage(
+    trainable: Trainable, recipe: recipes.Recipe
+) -> None:
+    """They are held back with their own, and count once."""
+    broad, one, two = (
+        example(0, "A?", "Yes.", stage="broad"), example(1, "B?", "No."), example(2, "C?", "Yes."),
+    )  # fmt: skip
+    first, last = train.stages_of(recipe, [broad, one, two], trainable, {two.id}, [one, two])
+    assert [i.id for i in first.items] == [broad.id, one.id + train.WITHOUT]
+    assert [i.id for i in first.validation] == [two.id + train.WITHOUT]
+    assert [i.id for i in (*last.items, *last.validation)] == [one.id, two.id]
+    assert train.counted(first.items) == 1 == train.counted(last.items)
+    task_alone = recipe.model_copy(deep=True)
+    task_alone.train.stages = ["task"]
+    (only,) = train.stages_of(task_alone, [broad, one, two], trainable, (), [one])
+    assert [i.id for i in only.items] == [one.id, two.id, one.id + train.WITHOUT]
 
 
 @model
@@ -735,6 +755,9 @@ def test_the_card_says_what_it_is_made_from(trained: Path) -> None:
     manifest = json.loads((trained / "adapters" / "japan" / "manifest.json").read_text())
     assert manifest["passages"] == FORMAT and manifest["carrying_passages"] > 0
     assert f"carry passages of the evidence: {manifest['carrying_passages']} " in text
+    made = [json.loads(line) for line in (trained / "examples.jsonl").read_text().splitlines()]
+    fit = Counter(e["stage"] for e in made if (e["culture"], e["split"]) == ("japan", "fit"))
+    assert manifest["examples"] == fit  # each once, trained with passages and without
     for words in ("Everyday life", "reviewed by a person: 0 of", "documents", "Limits", "rank 4"):
         assert words in text
     assert str(trained.parent) not in text

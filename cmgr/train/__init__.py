@@ -72,12 +72,12 @@ def stages_of(
 ) -> list[Stage]:
     """The stages that have examples, as tokens; those in `back` are to choose the best epoch by.
 
-    `also` are examples that carry passages, without them. Raises CmgrError for what cannot be
-    trained on.
+    `also` are examples that carry passages, without them: in the first stage, so that reading is
+    what is learnt last. Raises CmgrError for what cannot be trained on.
     """
     settings = recipe.train
     epochs = {"broad": settings.broad_epochs, "task": settings.task_epochs}
-    found = []
+    found: list[Stage] = []
     for name in ("broad", "task"):
         if name not in settings.stages or not epochs[name]:
             continue
@@ -85,11 +85,10 @@ def stages_of(
         items: list[list[Item]] = [[], []]
         for example in of_stage:
             items[example.id in back].append(trainable.item(example))
-        for example in also:
-            if example.stage == name:
-                item = trainable.item(example)
-                item = replace(item, id=item.id + WITHOUT, group=f"{item.group} alone")
-                items[example.id in back].append(item)
+        for example in also if not found else ():
+            item = trainable.item(example)
+            item = replace(item, id=item.id + WITHOUT, group=f"{item.group} alone")
+            items[example.id in back].append(item)
         if items[0]:
             found.append(Stage(name, items[0], items[1], epochs[name]))
     return found
@@ -357,8 +356,8 @@ def _finish(
         **({"start": wanted.start} if wanted.start else {}),
         "base": trainable.base.reference,
         **lock,
-        "examples": {s.name: different(s.items) for s in stages},
-        "held_back": {s.name: different(s.validation) for s in stages if s.validation},
+        "examples": {s.name: counted(s.items) for s in stages},
+        "held_back": {s.name: counted(s.validation) for s in stages if s.validation},
         **({"carrying_passages": wanted.passages} if wanted.passages else {}),
         "settings": {
             "adapter": recipe.adapter.model_dump(),
@@ -385,9 +384,9 @@ def _finish(
     _put_in_use(work, ws.path("adapters", wanted.name))
 
 
-def different(items: Sequence[Item]) -> int:
-    """How many examples items are of: one that is trained with and without passages counts once."""
-    return len({item.id.removesuffix(WITHOUT) for item in items})
+def counted(items: Sequence[Item]) -> int:
+    """How many examples items are of, those left out that are there without passages too."""
+    return sum(not item.id.endswith(WITHOUT) for item in items)
 
 
 def _put_in_use(work: Path, target: Path) -> None:

@@ -88,7 +88,7 @@ def dry_run(
             found.append(
                 {
                     "culture": wanted.name,
-                    "examples": sum(train.different(s.items) for s in stages),
+                    "examples": sum(train.counted(s.items) for s in stages),
                     "tokens": sum(s.epochs * sum(map(len, s.items)) for s in stages),
                     "steps": sum(s.epochs * s.per_epoch(size) for s in stages),
                     "seconds": round(sum(seconds.values()), 1),

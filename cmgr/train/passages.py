@@ -5,8 +5,8 @@ So an adapter learns to answer from the passage that fits, and from what it know
 than to read. So some examples have another culture's passage on the same question in the place of
 their own, and its answer; and in some, words of the answer are replaced in the passage and in the
 answer alike (as in Longpre and others, arXiv 2109.05052). Such answers can only be read. The same
-examples without passages are trained on beside them, by all but the shared adapter that others
-begin with: so an adapter keeps what it is to know.
+examples without passages come before them, in the first stage, for all but the shared adapter that
+others begin with: so an adapter keeps what it is to know, and learns to read last.
 """
 
 from __future__ import annotations
