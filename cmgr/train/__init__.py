@@ -147,10 +147,12 @@ def with_notes(
     examples = current_examples(ws)
     trained = {i for e in examples if e.split == "fit" for i in e.evidence_ids}
     held = {i for e in examples for i in e.evidence_ids} - trained
+    # what goes on from the shared adapter reads the same prompts
+    all_of = [e.answer for e in examples if e.split == "fit" and ws.recipe.train.start == "shared"]
     found = []
     try:
         for wanted in plan:
-            made = with_passages(wanted.recipe, wanted.examples, index, held)
+            made = with_passages(wanted.recipe, wanted.examples, index, held, all_of)
             also = [a for a, b in zip(wanted.examples, made, strict=True) if a is not b]
             if "task" not in wanted.recipe.train.stages:
                 also = []

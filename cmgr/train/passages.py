@@ -25,7 +25,7 @@ from cmgr.retrieval import Index
 from cmgr.retrieval.prompt import FORMAT, note_of, with_notes
 from cmgr.sources.passages import names_of, opening
 
-VERSION = 3  # of how passages are chosen, and what is trained beside them
+VERSION = 4  # of how passages are chosen, and what is trained beside them
 ALONE = 0.1  # share of prompts with passages from which the example's own is left out
 OTHER = 0.25  # share of them in which one passage is another culture's on the same question
 SWAPPED = 0.5  # share of them in which another culture's passage, and its answer, replace their own
@@ -40,23 +40,23 @@ def with_passages(
     examples: Sequence[Example],
     index: Index,
     held: Iterable[str] = (),
+    answers: Iterable[str] = (),
 ) -> list[Example]:
     """Examples as they are trained on: `train.passages` of the task ones carry passages.
 
     What misleads is what the index finds best for the same prompt. `held` are passages of facts
     that no example is trained on: were they to mislead in training, an adapter would learn never to
-    answer from them. Which carry passages, and their order, follow from `train.seed`.
+    answer from them. The words that replace others come from `answers` too. Which carry passages,
+    and their order, follow from `train.seed`.
     """
     count = recipe.answer.passages
     if not recipe.train.passages or not count:
         return list(examples)
     left_out, chosen = set(held), _chosen(recipe, examples)
-    said: dict[str, set[str]] = defaultdict(set)  # by culture: the shared adapter reads the same
-    for example in examples:
-        said[example.culture].update(word.lower() for word in WORD.findall(example.answer))
-    words = {culture: sorted(mine) for culture, mine in said.items()}
+    said = [*answers, *(example.answer for example in examples)]
+    words = sorted({word.lower() for answer in said for word in WORD.findall(answer)})
     return [
-        _carrying(recipe, example, index, count, left_out, words[example.culture])
+        _carrying(recipe, example, index, count, left_out, words)
         if example.id in chosen
         else example
         for example in examples
