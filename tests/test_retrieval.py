@@ -400,31 +400,6 @@ def test_the_threshold_is_kept(
     again.close()
 
 
-def test_a_vector_moves_towards_its_topics_mean() -> None:
-    passages = [passage(text, topic=topic) for text, topic in (("a", "x"), ("b", "y"), ("c", "x"))]
-    vectors = np.eye(3, dtype=np.float32)
-    moved = retrieval._towards_topics(passages, vectors)
-    share = retrieval.TOPIC
-    assert np.allclose(moved[1], vectors[1])  # alone in its topic
-    assert np.allclose(moved[0], [1 - share / 2, 0, share / 2])
-    assert np.allclose(moved[2], [share / 2, 0, 1 - share / 2])
-
-
-def test_an_example_hides_its_question_in_its_topic_too(ws: Workspace) -> None:
-    """The vector without the question is the one of an index that has never had it."""
-    ws.recipe.answer.encoder = "auto"
-    index = Index(ws)
-    example = next(e for e in synthesize.current_examples(ws) if e.stage == "task")
-    own, passages = index._own(example), index.passages(example.culture)
-    fields = [fields_of(p, index._held) for p in passages]
-    fields[own] = index._hidden(example, passages[own])
-    assert str(example.inputs["question"]) not in fields[own].values()
-    wanted = retrieval._towards_topics(passages, np.stack([index._vector(f) for f in fields]))
-    # an encoder rounds otherwise in another batch
-    assert np.allclose(index._unasked_vector(example, own), wanted[own], atol=5e-4)
-    index.close()
-
-
 def test_a_map_brings_questions_to_their_passages() -> None:
     """Questions that lie nearer to another passage, until the map has turned them."""
     chance = np.random.default_rng(1)

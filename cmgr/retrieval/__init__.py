@@ -1,10 +1,9 @@
 """Which of a culture's passages answer a prompt, if any does.
 
 A passage is one vector: the mean of the vectors of its questions, of its text, and of all of it
-together, moved a little towards the mean of its topic's. A prompt is its vector and those of its
-sentences, by a map that is fitted to the workspace's own examples (fitting.py). Without a sentence
-encoder the passages are ranked by BM25 over the same words. Below a threshold, calibrated on the
-same examples, nothing is shown.
+together. A prompt is its vector and those of its sentences, by a map that is fitted to the
+workspace's own examples (fitting.py). Without a sentence encoder the passages are ranked by BM25
+over the same words. Below a threshold, calibrated on the same examples, nothing is shown.
 """
 
 from __future__ import annotations
@@ -31,14 +30,13 @@ from cmgr.sources.hygiene import addresses_a_model
 from cmgr.sources.ranking import Ranking, terms
 from cmgr.workspace import Workspace, write_atomic
 
-VERSION = 2  # of what is kept; a change makes it again
+VERSION = 1  # of what is kept; a change makes it again
 COVERED = 0.99  # the share of prompts that a passage answers which the threshold lets through
 MOST = 400  # examples that the map is fitted to
 LEAST = 20  # examples from which on there is a map, and the threshold is the workspace's own
 FOLDS = ("one half", "other half")  # of the passages
 # where there are fewer: the threshold that quickstart's examples gave, by kind of score
 USUAL = {"encoder": 0.3, "bm25": 0.1}
-TOPIC = 0.3  # share of the mean of its topic's passages in a passage's vector
 
 
 class Found(NamedTuple):
@@ -177,7 +175,7 @@ class Index:
                     (self._ws.path("index", f"{culture}.bm25"), made_from),
                 )
             else:
-                self._cultures[culture] = _towards_topics(mine, self._vectors(culture, fields))
+                self._cultures[culture] = self._vectors(culture, fields)
         return self._cultures[culture]
 
     def _vectors(self, culture: str, fields: Sequence[Mapping[str, str]]) -> Vectors:
@@ -266,7 +264,10 @@ class Index:
         own = [self._own(e) for e in examples]
         places = {n: place for place, n in enumerate(sorted(set(own)))}
         prompts = [self.query(culture, e.messages[-1].content) for e in examples]
-        hidden = [self._unasked_vector(e, n) for e, n in zip(examples, own, strict=True)]
+        passages = self.passages(culture)
+        hidden = [
+            self._vector(self._hidden(e, passages[n])) for e, n in zip(examples, own, strict=True)
+        ]
         return Asked(
             self._encode(prompts),
             vectors[sorted(places)],
@@ -291,12 +292,12 @@ class Index:
         by = maps.get(FOLDS[1 - FOLDS.index(self._fold(example))])
         scores = self._matched(self._of(culture), asked, by).copy()
         own = self._own(example)
+        fields = self._hidden(example, self.passages(culture)[own])
         alone: Vectors | Ranking
         if self._path is None:
-            fields = self._hidden(example, self.passages(culture)[own])
             alone = Ranking(lambda: [terms(fields["all"])], [False])
         else:
-            alone = self._unasked_vector(example, own)[None]
+            alone = self._vector(fields)[None]
         scores[own] = self._matched(alone, asked, by)[0]
         return scores
 
@@ -309,17 +310,6 @@ class Index:
             if text != question and name != "all"
         }
         return {**fields, "all": joined(passage, fields)}
-
-    def _unasked_vector(self, example: Example, own: int) -> Vectors:
-        """The vector of an example's passage, which is number `own`, without its question."""
-        passages = self.passages(example.culture)
-        vectors = self._of(example.culture)
-        assert not isinstance(vectors, Ranking)
-        whole = self._vector(fields_of(passages[own], self._held))
-        without = self._vector(self._hidden(example, passages[own]))
-        alike = sum(p.topic == passages[own].topic for p in passages)
-        found: Vectors = vectors[own] + (1 - TOPIC + TOPIC / alike) * (without - whole)
-        return found
 
     def _vector(self, fields: Mapping[str, str]) -> Vectors:
         mean: Vectors = np.mean(self._encode(list(fields.values())), axis=0)
@@ -334,20 +324,6 @@ class _Learnt(NamedTuple):
 
 
 # -- scores --------------------------------------------------------------------------------------
-
-
-def _towards_topics(passages: Sequence[Evidence], vectors: Vectors) -> Vectors:
-    """Vectors of passages, each moved towards the mean of its topic's.
-
-    What a prompt is about is easier to tell than which fact it asks for: among passages of other
-    topics that share a word with it, those of its topic come first.
-    """
-    names, topics = np.unique([passage.topic for passage in passages], return_inverse=True)
-    sums = np.zeros((len(names), vectors.shape[1]), np.float32)
-    np.add.at(sums, topics, vectors)
-    means = sums / np.bincount(topics).astype(np.float32)[:, None]
-    found: Vectors = (1 - TOPIC) * vectors + TOPIC * means[topics]
-    return found
 
 
 def _best(passages: Sequence[Evidence], scores: Vectors, limit: int) -> list[Found]:
