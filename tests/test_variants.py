@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 from conftest import CULTURES, cmgr, write_recipe
@@ -139,7 +138,7 @@ def test_no_culture_is_called_shared(tmp_path: Path) -> None:
 
 @pytest.mark.model
 def test_training_goes_on_from_the_shared_adapter(trained: Path, tmp_path: Path) -> None:
-    """Its weights end near the shared ones, and far from those that began at scratch."""
+    """The shared weights are still in its own, and little in those that began at scratch."""
     folder = tmp_path / "ws"
     shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("adapters", "eval"))
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
@@ -156,9 +155,15 @@ def test_training_goes_on_from_the_shared_adapter(trained: Path, tmp_path: Path)
     manifest = read_json(folder / "adapters" / "japan" / "manifest.json") or {}
     assert manifest["start"] == "shared" and "variant" not in manifest
     scratch = load_file(trained / "adapters" / "japan" / "adapter_model.safetensors")
-    near = sum(float(np.linalg.norm(mine[k] - shared[k])) for k in mine)
-    far = sum(float(np.linalg.norm(scratch[k] - shared[k])) for k in mine)
-    assert 0 < near < 0.8 * far
+
+    def share_of_shared(weights: dict[str, Any]) -> float:
+        """How much of the shared adapter's B, which begins at zero, is in others: 1 is all."""
+        up = [k for k in shared if "lora_B" in k]
+        common = sum(float((weights[k] * shared[k]).sum()) for k in up)
+        return common / sum(float((shared[k] ** 2).sum()) for k in up)
+
+    assert share_of_shared(mine) > 0.8 > 0.6 > share_of_shared(scratch)
+    assert any((mine[k] != shared[k]).any() for k in mine)
     ws = Workspace(folder)
     assert ws.variants() == ["shared"] and ws.merges() == []
     ws.check_adapter("shared")
