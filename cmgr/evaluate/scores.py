@@ -83,9 +83,7 @@ class Scores:
         by_prompt: dict[tuple[Turn, ...], list[str]] = {}
         for key, question in unique.items():
             by_prompt.setdefault(question.ask.turns, []).append(key)
-        # prompts of the same adapters stand together: the more answers are written at once
-        adapters = {p: sorted({unique[k].ask.scales for k in ks}) for p, ks in by_prompt.items()}
-        prompts = sorted(by_prompt, key=lambda prompt: (adapters[prompt], prompt))
+        prompts = sorted(by_prompt)
         chunks = [prompts[i : i + PROMPTS] for i in range(0, len(prompts), PROMPTS)]
         known = set() if force else self._known.keys()
         todo = [

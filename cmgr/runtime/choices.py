@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cmgr.runtime.llama import BATCH, Context, Logits, Model, Token, log_softmax
+from cmgr.runtime.llama import Context, Logits, Model, Token, log_softmax
 
 
 @dataclass
@@ -34,10 +34,8 @@ def weigh(context: Context, branches: Sequence[Branch], free: int, cells: int) -
     """The log-probability of each token list of each branch, whose sequence stays as it is.
 
     First tokens cost nothing. The others are computed in copies, many at once: in sequences from
-    `free` on, which are left empty, and within `cells` (one that needs more goes alone). No more
-    at once than one decode takes: attention looks through all cells in use, each token's.
+    `free` on, which are left empty, and within `cells` (one that needs more goes alone).
     """
-    most = min(cells, BATCH)
     totals: list[list[float]] = []
     waiting: list[tuple[int, int]] = []
     for number, branch in enumerate(branches):
@@ -48,7 +46,7 @@ def weigh(context: Context, branches: Sequence[Branch], free: int, cells: int) -
         count, size = 0, 0
         for number, i in waiting[: max(1, context.sequences - free)]:
             size += len(branches[number].encoded[i]) - 1
-            if count and size > most:
+            if count and size > cells:
                 break
             count += 1
         now, waiting = waiting[:count], waiting[count:]
