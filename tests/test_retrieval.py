@@ -318,10 +318,15 @@ def test_what_carries_passages_is_trained_without_them_too(
 def test_a_shared_adapter_alone_learns_both_ways(
     ws: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ws.recipe.train, "start", "scratch")
-    plan, _ = train.planned(ws, True, None, "shared")
-    (shared,) = train.with_notes(ws, plan)
-    assert shared.name == "shared" and len(shared.also) == shared.passages > 0
+    found = {}
+    for start in ("scratch", "shared"):
+        monkeypatch.setattr(ws.recipe.train, "start", start)
+        plan, _ = train.planned(ws, True, None, "shared")
+        (found[start],) = train.with_notes(ws, plan)
+        assert found[start].name == "shared" and found[start].passages > 0
+    assert len(found["scratch"].also) == found["scratch"].passages and not found["shared"].also
+    # another training, so it is made anew where the recipe changes
+    assert found["scratch"].inputs != found["shared"].inputs
 
 
 def test_an_adapter_follows_the_passages_of_its_prompts(tmp_path: Path) -> None:

@@ -226,11 +226,11 @@ def test_a_culture_takes_the_prompts_that_the_shared_adapter_has_read(
     wanted = own.past(items)[0]
     own.close()
     assert not trainable.store
-    trainable.keeps = True
+    trainable.keeps = {"japan", "brazil"}
     shared = Prompts(trainable, adapted, [*others, *items], "memory", 0, tmp_path)
     shared.read()
     shared.close()
-    trainable.keeps = False
+    trainable.keeps = ()
     read: list[Any] = []
     taken = Prompts(trainable, adapted, items, "auto", 0, tmp_path)  # no byte more than is there
     assert taken.where == "memory"
@@ -243,6 +243,35 @@ def test_a_culture_takes_the_prompts_that_the_shared_adapter_has_read(
     taken.close()
     assert len(trainable.store) == 1  # the other culture's
     trainable.store.clear()
+
+
+@model
+def test_a_reading_broken_off_keeps_what_is_whole_and_for_adapters_to_come(
+    trainable: Trainable, adapted: Any, items: list[Item], tmp_path: Path
+) -> None:
+    """Ctrl-C stays Ctrl-C, and no other culture's KV stays in memory."""
+    groups = ["japan", "brazil", "germany"]
+    every = [replace(i, id=f"{i.id} {g}", group=g) for g in groups for i in items[:2]]
+    prompts = Prompts(trainable, adapted, every, "memory", 0, tmp_path)
+    assert len(prompts.keys) >= 3
+    compute = prompts._compute
+
+    def until_the_last(group: list[Item]) -> list[Any]:
+        if group[0].group == "germany":
+            raise KeyboardInterrupt
+        return compute(group)
+
+    prompts._compute = until_the_last  # type: ignore[method-assign,assignment]
+    trainable.keeps = {"brazil", "germany"}
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            prompts.read()
+        prompts.close()
+        kept = {len(values) for values in trainable.store.values()}
+        assert len(trainable.store) == 1 and kept == {2}  # brazil's
+    finally:
+        trainable.keeps = ()
+        trainable.store.clear()
 
 
 @model

@@ -33,7 +33,6 @@ def fields_of(passage: Evidence, held: Iterable[int]) -> dict[str, str]:
         if number not in left_out:
             asked[f"wording {number}"] = wording
     fields = {**asked, "text": passage.text}
-    fields = {**asked, "text": passage.text}
     return {**fields, "all": joined(passage, fields)}
 
 

@@ -120,8 +120,8 @@ def build(
     plan = with_notes(ws, plan, ws.say if is_main() else lambda _: None)
     trainable = Trainable(base, ws.recipe, ws.folder, ws.say if is_main() else lambda _: None)
     gguf_lora.check_supported(trainable.model.config.to_dict())
-    for wanted in plan:
-        trainable.keeps = wanted.culture.id == recipes.SHARED and wanted is not plan[-1]
+    for number, wanted in enumerate(plan, 1):
+        trainable.keeps = {later.culture.id for later in plan[number:]}
         with short_of_memory(ws.recipe.train, len(wanted.examples)):
             _one(ws, trainable, wanted, force, progress)
     return True
@@ -147,19 +147,21 @@ def with_notes(
     examples = current_examples(ws)
     trained = {i for e in examples if e.split == "fit" for i in e.evidence_ids}
     held = {i for e in examples for i in e.evidence_ids} - trained
-    # what goes on from the shared adapter reads the same prompts
-    all_of = [e.answer for e in examples if e.split == "fit" and ws.recipe.train.start == "shared"]
+    first = ws.recipe.train.start == "shared"  # what goes on from it reads the same prompts
+    every = variants.fit_examples(ws.recipe, examples, recipes.SHARED) if first else []
+    answers = [example.answer for example in every]
     found = []
     try:
         for wanted in plan:
-            made = with_passages(wanted.recipe, wanted.examples, index, held, all_of)
+            made = with_passages(wanted.recipe, wanted.examples, index, held, answers)
             also = [a for a, b in zip(wanted.examples, made, strict=True) if a is not b]
             if "task" not in wanted.recipe.train.stages:
                 also = []
-            say(f"train: {wanted.name}: {len(also)} of {len(made)} prompts carry passages")
-            found.append(replace(wanted, examples=made, passages=len(also), also=also))
-            if wanted.culture.id == recipes.SHARED and ws.recipe.train.start == "shared":
-                found[-1] = replace(found[-1], also=())  # the cultures' own will learn them so
+            count = len(also)
+            if first and wanted.culture.id == recipes.SHARED:
+                also = []  # the cultures' own will learn them so
+            say(f"train: {wanted.name}: {count} of {len(made)} prompts carry passages")
+            found.append(replace(wanted, examples=made, passages=count, also=also))
     finally:
         index.close()
     return found

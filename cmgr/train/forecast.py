@@ -78,11 +78,10 @@ def dry_run(
                 if loop.activated:
                     prompts = loop.prompts(stage)
                     seconds["read"] += _read(prompts, stage, compared) / speed["read"]
-                    if wanted.culture.id == SHARED and prompts.where == "memory":
-                        # those of its cultures take them over
-                        trainable.store |= {key: [] for key in prompts.groups}
                     if prompts.where == "memory":
                         kept = max(kept, prompts.tokens * prompts.cell_bytes / 2**20)
+                        if wanted.culture.id == SHARED:  # those of its cultures take them over
+                            trainable.store |= {key: [] for key in prompts.keys}
                 seconds["train"] += stage.epochs * loop.work(stage.items) / speed["train"]
                 seconds["compare"] += compared * loop.work(stage.validation) / speed["compare"]
             found.append(

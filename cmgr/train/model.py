@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -97,8 +97,8 @@ class Trainable:
         bos, eos = tokenizer.bos_token or "", tokenizer.eos_token or ""
         rules = Rules(self.template, bos, eos, base.thinking)
         self.end = int(tokenizer.eos_token_id)  # also what pads
-        self.store: dict[Key, list[Any]] = {}  # KV that the base has read
-        self.keeps = False  # whether adapters are to come whose prompts are those read now
+        self.store: dict[Key, list[Any]] = {}  # KV that the base has read for adapters to come
+        self.keeps: Collection[str] = ()  # the groups of items that these have
         self.chat = ChatTokens(rules, TransformersTokenizer(tokenizer), self.end)
         self.invocation = self.chat.invocation
         if settings.train.gradient_checkpointing:

@@ -64,11 +64,16 @@ def with_passages(
 
 
 def wish(recipe: Recipe, index: Index | None, culture: str) -> str | None:
-    """A hash of all that decides which examples of a culture carry passages, and which."""
+    """A hash of all that decides which examples of a culture carry passages, and which.
+
+    `recipe` is the workspace's own: that of the shared adapter says nothing of those it is for.
+    """
     if index is None or not recipe.train.passages or not recipe.answer.passages:
         return None
     whose = None if culture == SHARED else culture
-    how = (VERSION, FORMAT, recipe.train.passages, recipe.answer.passages)
+    how = [VERSION, FORMAT, recipe.train.passages, recipe.answer.passages]
+    if culture == SHARED and recipe.train.start != "shared":
+        how.append("alone")  # no other adapter learns the examples without passages
     return make_id(*how, index.fingerprint(whose))
 
 

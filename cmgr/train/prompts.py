@@ -199,8 +199,8 @@ class Prompts:
         return self.tokens - sum(len(item.prompt) - self._prefix[item.id][1] for item in known)
 
     @property
-    def groups(self) -> list[Key]:
-        """Under which the store keeps what is read together."""
+    def keys(self) -> list[Key]:
+        """What the store keeps each group under."""
         return [self._key(group) for group in self._groups]
 
     @property
@@ -226,9 +226,10 @@ class Prompts:
 
     def close(self) -> None:
         """Forget all, on disk too; what the adapters to come will read stays in the store."""
-        if self.trainable.keeps and self.where == "memory" and self._kept:
-            for key, group in zip(self.groups, self._groups, strict=True):
-                self.trainable.store[key] = [self._kept[item.id] for item in group]
+        for group in self._groups:
+            # those that are not kept: on disk, or reading was broken off before them
+            if group[0].group in self.trainable.keeps and group[-1].id in self._kept:
+                self.trainable.store[self._key(group)] = [self._kept[item.id] for item in group]
         self._kept.clear()
         self._shared.clear()
         if self._file is not None:

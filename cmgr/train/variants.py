@@ -36,7 +36,7 @@ class Wanted:
     start: str | None = None  # the adapter whose weights it begins with
     back: frozenset[str] = frozenset()  # the examples to choose the best epoch by
     passages: int = 0  # how many of the prompts carry passages
-    also: Sequence[Example] = ()  # those examples as they are, trained on beside
+    also: Sequence[Example] = ()  # those examples as they are, trained on first
 
 
 def name_of(culture: str, variant: str | None) -> str:
@@ -181,6 +181,7 @@ def wanted(
     Raises MissingError where there are none, CmgrError where a variant would be the same.
     """
     for_all = begin or variant == SHARED
+    given = recipe
     recipe = _changed(recipe, variant)
     whose = recipe.pick(list(cultures) if cultures and not begin else None)
     if for_all:
@@ -209,7 +210,7 @@ def wanted(
             if not any(e.stage == missing for e in mine):
                 raise CmgrError(f"{culture.id} has no examples of the {missing} stage")
         name = name_of(culture.id, variant)
-        inputs = wanted_inputs(recipe, base, mine, start, wish(recipe, index, culture.id))
+        inputs = wanted_inputs(recipe, base, mine, start, wish(given, index, culture.id))
         first = name_of(SHARED, variant) if start else None
         back = held_back(mine, recipe.train.validation, recipe.train.seed)
         if back and start:  # what the shared adapter has learnt by heart would choose no epoch
