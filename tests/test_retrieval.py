@@ -89,6 +89,14 @@ def test_nothing_is_shown_of_an_unknown_or_empty_culture(index: Index) -> None:
     assert index.find("japan", "How is a waiter tipped?", 0) == []
 
 
+@given(st.lists(st.integers(0, 3), max_size=40), st.integers(0, 50))
+def test_the_best_are_those_of_the_highest_scores(scores: list[int], limit: int) -> None:
+    passages: Any = list(range(len(scores)))
+    found = retrieval._best(passages, np.array(scores, np.float32), limit)
+    wanted = sorted(passages, key=lambda n: (-scores[n], n))[:limit]
+    assert [one.passage for one in found] == wanted
+
+
 def test_the_threshold_lets_covered_prompts_through(index: Index, ws: Workspace) -> None:
     examples = [e for e in synthesize.current_examples(ws) if e.split == "wording"]
     shown = [bool(index.find(e.culture, e.messages[-1].content, 3)) for e in examples]

@@ -135,8 +135,9 @@ class Index:
     def _matched(self, among: Vectors | Ranking, asked: str, by: Vectors | None) -> Vectors:
         if isinstance(among, Ranking):
             return _shares(among, asked)
-        cosines: Vectors = among @ mapped(self._encode(pieces(asked)), by).T
-        matched: Vectors = (cosines[:, 0] + cosines.max(axis=1)) / 2
+        # a row a piece: their maximum is several times as fast as that of a column a piece
+        cosines: Vectors = mapped(self._encode(pieces(asked)), by) @ among.T
+        matched: Vectors = (cosines[0] + cosines.max(axis=0)) / 2
         return matched
 
     def query(self, culture: str, prompt: str) -> str:
@@ -328,7 +329,10 @@ class _Learnt(NamedTuple):
 
 def _best(passages: Sequence[Evidence], scores: Vectors, limit: int) -> list[Found]:
     """The passages of the highest scores, the earlier one first where they are equal."""
-    order = np.argsort(-scores, kind="stable")[:limit]
+    limit = min(limit, len(scores))
+    least = np.partition(scores, len(scores) - limit)[len(scores) - limit] if limit else np.inf
+    among = np.flatnonzero(scores >= least)  # few, of many thousand
+    order = among[np.argsort(-scores[among], kind="stable")][:limit]
     return [Found(passages[i], round(float(scores[i]), 4)) for i in order]
 
 
