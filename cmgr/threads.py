@@ -14,12 +14,13 @@ from contextlib import contextmanager
 from statistics import median
 
 FASTER = 1.15  # another count is taken when it is faster by this factor, twice in a row
+SURE = 2.0  # or the first time once by this one: at a wrong count each step may be long
 CHANGED = 1.3  # a rate that has changed by this factor makes what is known of others old
 RECENT = 5  # steps whose median rate is compared with
-LEAST = 3  # steps of a size before another count is tried on one
+LEAST = 2  # steps of a size before another count is tried on one
 SHARE = 0.03  # of all time that slower counts may cost
 SPINS = "100"
-EVERY = (4, 64)  # steps from one try to the next: at first, and when nothing changes
+EVERY = (2, 64)  # steps from one try to the next: at first, and when nothing changes
 
 
 class Pace:
@@ -53,6 +54,7 @@ class Pace:
         self._credit = 1.0  # steps' time that may be lost beyond SHARE
         self._spent = self._lost = 0.0  # seconds
         self._winner: int | None = None  # was faster once
+        self._changed = False  # whether another count has ever been taken
         if len(self._counts) > 1:
             apply(self.threads)
 
@@ -136,12 +138,13 @@ class Pace:
             self._winner = None
             self._next = self._steps + self._wait
             self._wait = min(2 * self._wait, EVERY[1])
-        elif self._winner is None:
+        elif self._winner is None and (self._changed or speed < SURE):
             self._winner = count
         else:
             self._known = {self.threads: 1 / speed}
             self._tried[self.threads] = self._steps
             self._winner, self.threads = None, count
+            self._changed = True
             self._rates.clear()
             self._settled.clear()
             self._wait = EVERY[0]

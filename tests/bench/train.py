@@ -230,7 +230,7 @@ def beside_others(options: argparse.Namespace, words: list[str]) -> None:
     """Rates alone and beside busy processes, with and without the choice of threads, by turns."""
     rates: dict[tuple[bool, int], list[float]] = {}
     for _ in range(options.rounds):
-        for plain in (True, False):
+        for plain in (False, True):
             # libgomp's own count of spins, where a run has to be without cmgr's
             spins = {"GOMP_SPINCOUNT": "300000"} if plain else {}
             for count in (0, options.busy):
@@ -253,6 +253,8 @@ def beside_others(options: argparse.Namespace, words: list[str]) -> None:
                         other.wait()
                 rate = json.loads(done.stdout.splitlines()[-1])["tokens_per_s"]
                 rates.setdefault((plain, count), []).append(rate)
+                how = "without" if plain else "with"
+                print(f"{how} the choice of threads, beside {count} busy: {rate:.0f}", flush=True)
     found = {key: median(values) for key, values in rates.items()}
     quiet = found[True, 0]
     for (plain, count), rate in sorted(found.items()):
