@@ -8,6 +8,9 @@
     python tests/bench/real.py hate --data FOLDER --work DIR --part 1/4      # half of the training
     python tests/bench/real.py hate --data FOLDER --work DIR --validation 0.1
 
+    python tests/bench/real.py blend --data FOLDER --work DIR --methods routed,routed+evidence \
+        --evidence FILE    # more documents: JSON lines with country, title and text
+
 FOLDER holds `blend_dev.jsonl` (four-option questions rebuilt from BLEnD), `crehate.jsonl`,
 `fork.jsonl` and `factbook.jsonl` (passages of the CIA World Factbook, of which the broad stage is
 cut). Every step is a command of cmgr, printed as it is run; a second run goes on. Ends with the
@@ -69,27 +72,33 @@ RATE, PART = 0.0005, "1/2"
 METHODS = "base,prompt,few-shot,shared,merged,broad,routed,oracle"
 
 
-def prepare(
-    name: str, data: Path, work: Path, kind: str, rank: int, rate: float, held_back: float
-) -> Path:
+def prepare(options: argparse.Namespace, work: Path) -> Path:
     """A folder with the recipe and a folder of documents per culture; returns the recipe."""
-    run = RUNS[name]
+    run = RUNS[options.run]
     work.mkdir(parents=True, exist_ok=True)
-    passages = [json.loads(line) for line in (data / "factbook.jsonl").open(encoding="utf-8")]
+    passages = [
+        json.loads(line)
+        for path in (options.data / "factbook.jsonl", *options.evidence)
+        for line in path.open(encoding="utf-8")
+    ]
     for culture in run["cultures"]:
         country = FACTBOOK.get(NAMES[culture], NAMES[culture])
         mine = [p for p in passages if p["country"] in (country, NAMES[culture])]
         path = work / "documents" / culture / "factbook.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
-        rows = [{"title": p["section"], "text": p["text"]} for p in mine]
+        rows = [{"title": p.get("section") or p["title"], "text": p["text"]} for p in mine]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     recipe = {
-        "name": name,
+        "name": options.run,
         "cultures": [{"id": c, "name": NAMES[c]} for c in run["cultures"]],
         "sources": [{"kind": "documents", "path": "documents"}],
         "tasks": [run["task"]],
-        "adapter": {"kind": kind, "rank": rank, "alpha": 2 * rank},
-        "train": {**run["train"], "learning_rate": rate, "validation": held_back},
+        "adapter": {"kind": options.kind, "rank": options.rank, "alpha": 2 * options.rank},
+        "train": {
+            **run["train"],
+            "learning_rate": options.learning_rate,
+            "validation": options.validation,
+        },
     }
     path = work / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
@@ -118,14 +127,16 @@ def main() -> None:
     parser.add_argument("--part", default=PART, help="to train on; asked is 2/2")
     parser.add_argument("--validation", type=float, default=0.0, help="the share held back")
     parser.add_argument("--methods", default=METHODS)
+    parser.add_argument("--evidence", type=Path, action="append", default=[])
     options, more = parser.parse_known_args()
     run = RUNS[options.run]
-    kind, rank, rate = options.kind, options.rank, options.learning_rate
+    rate = options.learning_rate
     other = f"-{rate:g}" if rate != RATE else ""
+    other += "".join(f"-{path.stem}" for path in options.evidence)
     other += f"-{options.part.replace('/', 'of')}" if options.part != PART else ""
     other += f"-held-{options.validation:g}" if options.validation else ""
-    source = options.work / f"{options.run}-{kind}-{rank}{other}"
-    recipe = prepare(options.run, options.data, source, kind, rank, rate, options.validation)
+    source = options.work / f"{options.run}-{options.kind}-{options.rank}{other}"
+    recipe = prepare(options, source)
     ws = str(source / "workspace")
     at = ("-w", ws)
     data, loader = str(options.data / run["file"]), ("--loader", run["loader"])
