@@ -25,7 +25,7 @@ from cmgr.retrieval import Index
 from cmgr.retrieval.prompt import FORMAT, note_of, with_notes
 from cmgr.sources.passages import names_of, opening
 
-VERSION = 4  # of how passages are chosen, and what is trained beside them
+VERSION = 5  # of how passages are chosen, and what is trained beside them
 ALONE = 0.1  # share of prompts with passages from which the example's own is left out
 OTHER = 0.25  # share of them in which one passage is another culture's on the same question
 SWAPPED = 0.5  # share of them in which another culture's passage, and its answer, replace their own
@@ -127,7 +127,7 @@ def _carrying(
     if task and chance.random() < BARE and free:
         example = _bare(example, task.instruction)
     asked = example.messages[-1].content
-    example = _with(recipe, example, [_unasked(p, example, index) for p in shown])
+    example = _with(recipe, example, [_unasked(p, example, index, chance) for p in shown])
     if chance.random() < CHANGED and free:
         example = _changed(recipe, example, asked, words, chance)
     return example
@@ -188,7 +188,7 @@ def _swapped(
     return example.model_copy(update={"answer": answer}), passage
 
 
-def _unasked(passage: Evidence, example: Example, index: Index) -> Evidence:
+def _unasked(passage: Evidence, example: Example, index: Index, chance: random.Random) -> Evidence:
     """A passage under another wording of its question, where the example asks it word for word.
 
     Were it to stand there as asked, an adapter would learn to look for the same words, and find
@@ -198,7 +198,8 @@ def _unasked(passage: Evidence, example: Example, index: Index) -> Evidence:
     if not asked or passage.heading != asked:
         return passage
     others = [wording for wording in index.questions(passage) if wording != asked]
-    return passage.model_copy(update={"heading": others[0] if others else ""})
+    heading = chance.choice(others) if others else ""
+    return passage.model_copy(update={"heading": heading})
 
 
 def _with(recipe: Recipe, example: Example, shown: Sequence[Evidence]) -> Example:
