@@ -82,6 +82,28 @@ def test_beside_busy_processes_fewer_are_taken_soon() -> None:
     assert machine.run(500) < 1.1 * 500 * 100 / busy(1)
 
 
+def test_a_few_steps_of_many_sizes_are_enough_to_choose() -> None:
+    """Prompts that are read before training: 18 steps, of which few are of one size."""
+    sizes = [35, 192, 224, 288, 33, 176, 208, 304, 45, 135, 43, 150, 44, 150, 43, 120, 43, 108]
+    machine = Machine(busy, 2, 0.1)
+    machine.run(len(sizes), lambda number: sizes[number])
+    assert machine.used.index(1) <= 6 and set(machine.used[machine.used.index(1) :]) == {1}
+
+
+def test_only_the_first_change_needs_one_measure() -> None:
+    machine = Machine(busy, 2)
+    machine.run(20)
+    assert machine.pace.threads == 1
+    lucky = {1: 66.0, 2: 300.0}
+    machine.rates = lambda count: lucky[count]
+    while machine.used[-1] == 1:
+        machine.run(1)
+    machine.rates = busy  # it was one step
+    before = len(machine.used)
+    machine.run(100)
+    assert machine.pace.threads == 1 and machine.used[before:].count(2) < 10
+
+
 def test_it_follows_what_the_machine_does() -> None:
     machine = Machine(quiet, 2, 0.05)
     machine.run(300)
