@@ -659,9 +659,8 @@ def prepared(trained: Path, folder: Path, **changes: Any) -> Path:
     """A copy of the trained workspace without adapters, its recipe's `train` changed."""
     shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("adapters", "eval"))
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
-    # the same bits are promised of a fixed number of threads
     recipe["train"] = {"batch_size": 2, "task_epochs": 3, "checkpoint_seconds": 0, "seed": 3}
-    recipe["train"]["threads"] = 2
+    recipe["train"]["threads"] = 2  # the same bits are promised of a fixed number alone
     recipe["adapter"] = {"rank": 4, "alpha": 8, **changes}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     return folder
