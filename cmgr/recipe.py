@@ -186,11 +186,13 @@ class Train(Part):
     end a stage (0: none does). `review: accepted` trains on what a person has accepted or edited,
     and on nothing else. `passages` is the share of task examples whose prompt carries passages of
     the evidence (retrieval/prompt.py), as prompts do in use. `start: shared` trains one adapter on
-    all cultures first, from which each culture's goes on.
+    all cultures first, from which each culture's goes on; of what this changes, the share `own` is
+    kept (weights between both: Wortsman and others, arXiv 2109.01903).
     """
 
     stages: list[Literal["broad", "task"]] = Field(default=["broad", "task"], min_length=1)
     start: Literal["scratch", "shared"] = "scratch"
+    own: float = Field(default=1.0, gt=0, le=1)
     broad_epochs: int = Field(default=1, ge=0)
     task_epochs: int = Field(default=4, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0)

@@ -109,6 +109,10 @@ def test_what_begins_with_the_shared_adapter_depends_on_it(recipe: recipes.Recip
     # another culture's example makes another shared adapter, and so another of this one
     more = [*EXAMPLES, example(9, "germany", "broad")]
     assert variants.inputs_of(recipe, base, more, "japan") != mine["japan"].inputs
+    # what is kept of its own stages makes another adapter, and the same shared one
+    recipe.train.own = 0.5
+    assert wanted(recipe, begin=True)[0].inputs == plain.inputs
+    assert wanted(recipe, cultures=["japan"])[0].inputs != mine["japan"].inputs
     recipe.train.start = "scratch"
     assert variants.inputs_of(recipe, base, more, "japan") == scratch["japan"]
 
@@ -164,6 +168,15 @@ def test_training_goes_on_from_the_shared_adapter(trained: Path, tmp_path: Path)
 
     assert share_of_shared(mine) > 0.8 > 0.6 > share_of_shared(scratch)
     assert any((mine[k] != shared[k]).any() for k in mine)
+    # with `own`, the weights are between the shared ones and these
+    recipe["train"] |= {"own": 0.25}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    done = cmgr("train", "--culture", "japan", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "train shared" not in done.stderr
+    near = load_file(folder / "adapters" / "japan" / "adapter_model.safetensors")
+    off = [abs(near[k] - 0.75 * shared[k] - 0.25 * mine[k]).max() for k in near]
+    assert max(off) < 0.1 * max(abs(near[k] - mine[k]).max() for k in near)
     ws = Workspace(folder)
     assert ws.variants() == ["shared"] and ws.merges() == []
     ws.check_adapter("shared")

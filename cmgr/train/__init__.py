@@ -256,6 +256,8 @@ def _one(
     watch.progress = tell
     try:
         facts = loop.run(stages)
+        if wanted.start:
+            loop.keep(recipe.train.own)
         if trainable.main:
             save_peft(model, work, trainable, recipe.adapter.kind)
     except Exception:

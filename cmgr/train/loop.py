@@ -134,6 +134,18 @@ class Loop:
             weight_decay=self.settings.weight_decay,
         )
 
+    def keep(self, share: float) -> None:
+        """Keep this share of what training has changed in the weights that it began with.
+
+        At 1 they stay as they are. No checkpoint holds less, so that a resumed run ends the same.
+        """
+        import torch
+
+        with torch.no_grad():
+            for name, weights in self.weights.items():
+                before = self.beginning[name].to(weights.device)
+                weights.copy_(torch.lerp(before, weights, share))
+
     # -- training ----------------------------------------------------------------------------
 
     def run(self, stages: Sequence[Stage]) -> dict[str, Any]:
