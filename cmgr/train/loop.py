@@ -135,16 +135,15 @@ class Loop:
         )
 
     def keep(self, share: float) -> None:
-        """Keep this share of what training has changed in the weights that it began with.
+        """Keep this share of what the stages have changed; 1 is all of it.
 
-        At 1 they stay as they are. No checkpoint holds less, so that a resumed run ends the same.
+        Checkpoints hold the weights from before, so a resumed run keeps as much as one that was not
+        interrupted. Validation losses are of these too.
         """
         import torch
 
-        with torch.no_grad():
-            for name, weights in self.weights.items():
-                before = self.beginning[name].to(weights.device)
-                weights.copy_(torch.lerp(before, weights, share))
+        changed = self._copy()
+        self._put({n: torch.lerp(self.beginning[n], w, share) for n, w in changed.items()})
 
     # -- training ----------------------------------------------------------------------------
 

@@ -146,9 +146,9 @@ def wanted_inputs(
     `start` is that of the one it begins with, `passages` that of those that its prompts carry.
     """
     # at the default nothing is said, so that adapters of before stay up to date
-    plain = {"own"} if recipe.train.own == 1 else set()
-    if recipe.train.start != "shared":
-        plain = {"start", "own"}
+    plain = set() if recipe.train.start == "shared" else {"start", "own"}
+    if recipe.train.own == 1:
+        plain.add("own")
     return make_id(
         VERSION,
         base.fingerprint,
