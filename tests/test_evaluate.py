@@ -22,6 +22,7 @@ from cmgr import evaluate
 from cmgr.base import resolve
 from cmgr.errors import MissingError, UsageError
 from cmgr.evaluate import bounds, free, items, tables
+from cmgr.evaluate.baselines import Baselines
 from cmgr.evaluate.methods import METHODS, Methods
 from cmgr.evaluate.scores import PROMPTS, Question, Score, Scores
 from cmgr.evaluate.tables import ALL, CONTESTED, Result
@@ -202,6 +203,40 @@ def test_a_verdict_without_free_answers_or_a_routed_method() -> None:
     rows = list(tables.scores(results, ["base", "routed"], 1))
     assert tables.verdict(rows) == "Answers right: items 4 of 4 (base 0)"
     assert tables.verdict(list(tables.scores(results, ["base"], 1))) == ""
+
+
+def test_a_gain_is_one_above_the_best_of_the_others_with_the_items_it_would_take() -> None:
+    said = [
+        {"base": "no", "shared": "yes" if n < 20 else "no", "words": "yes" if n < 24 else "no"}
+        for n in range(50)
+    ]
+    results = [
+        result(n, routed="yes" if 4 <= n < 30 else "no", oracle="yes", **one)
+        for n, one in enumerate(said)
+    ]
+    methods = ["base", "shared", "routed", "oracle", "words"]
+    rows = [*tables.scores(results, methods, 1), *tables.paired(results, methods, 1)]
+    assert tables.verdict(rows) == "Answers right: items 26 of 50 (base 0, words 24)"
+    (line,) = tables.gains(rows)
+    assert line.startswith(
+        "test: routed 0.520, the best of the others words 0.480: +0.040, p 0.625; "
+        "50 items cannot tell this from chance, about "
+    )
+    needed = next(
+        r["needed"]
+        for r in rows
+        if r["kind"] == "paired" and (r["method"], r["against"]) == ("routed", "words")
+    )
+    assert line.endswith(f"about {needed:,} could") and needed > 50
+    clear = [result(n, base="no", routed="yes" if n < 30 else "no") for n in range(50)]
+    rows = [
+        *tables.scores(clear, ["base", "routed"], 1),
+        *tables.paired(clear, ["base", "routed"], 1),
+    ]
+    assert tables.gains(rows) == [
+        "test: routed 0.600, the best of the others base 0.000: +0.600, p 0.016"
+    ]
+    assert tables.gains(list(tables.scores(clear, ["base", "routed"], 1))) == []
 
 
 @pytest.mark.parametrize(
@@ -535,6 +570,51 @@ def test_few_shots_take_each_label_in_turn_and_never_the_item(ws: Workspace) -> 
         assert item.id.removeprefix("e") not in shown and "10" not in shown and "11" not in shown
         answers = [text for role, text in turns if role == "assistant"]
         assert "yes" in answers and (item.id == "e9" or "no" in answers)
+
+
+def test_baselines_choose_by_the_training_answers_alone(ws: Workspace) -> None:
+    named = {"japan": ["miso soup", "rice", "Rice."], "brazil": ["bean stew", "rice and beans"]}
+    examples = [
+        shot(n, culture, answer)
+        for n, (culture, answer) in enumerate((c, a) for c, told in named.items() for a in told)
+    ]
+    examples += [shot(8, "japan", "bean stew", split="fact")] * 3  # never trained: says nothing
+    examples.append(shot(9, "japan", "bean stew", stage="broad", task=None))
+    found = Baselines(examples)
+    item = one_item(answer="rice", options=["bean stew", "rice", "miso soup"])
+    assert found.choose("popular", item) == "rice"
+    assert found.choose("popular", item.model_copy(update={"culture": "brazil"})) == "bean stew"
+    # rice is eaten in both: soup is what only one of them says
+    assert found.choose("words", item) == "miso soup"
+    # words that nobody says do not count for either side
+    odd = item.model_copy(update={"options": ["soup", "xyzzy", "beans"]})
+    assert found.choose("words", odd) == "soup"
+
+
+def test_a_baseline_does_not_know_the_items_own_answer(ws: Workspace) -> None:
+    examples = [shot(1, "japan", "tea"), shot(2, "japan", "rice"), shot(3, "brazil", "coffee")]
+    found = Baselines(examples)
+    own = one_item(id="e1", answer="tea", options=["tea", "rice"])
+    assert {found.choose(m, own) for m in ("popular", "words")} == {"rice"}
+    assert found.choose("popular", own.model_copy(update={"options": []})) == "rice"
+
+
+def test_level_options_are_chosen_by_chance_and_always_alike(ws: Workspace) -> None:
+    found = Baselines([shot(1, "japan", "tea")])
+    asked = [one_item(id=f"x{n}", options=["a1", "b2", "c3", "d4"]) for n in range(400)]
+    said = [found.choose("popular", item) for item in asked]
+    assert said == [found.choose("popular", item) for item in asked]
+    assert all(70 < said.count(option) < 130 for option in asked[0].options)
+
+
+def test_majority_is_the_most_frequent_label_of_the_culture(ws: Workspace) -> None:
+    told = [("japan", "no"), ("japan", "no"), ("japan", "yes"), ("brazil", "yes")]
+    found = Baselines([shot(n, culture, label) for n, (culture, label) in enumerate(told)])
+    for culture, label in (("japan", "no"), ("brazil", "yes")):
+        item = one_item(culture, options=LABELS, labels=LABELS)
+        assert found.choose("majority", item) == label
+    assert evaluate.baselines_of([one_item(labels=LABELS)]) == ["majority"]
+    assert evaluate.baselines_of([one_item()]) == ["popular", "words"]
 
 
 # -- with the model -----------------------------------------------------------------------------

@@ -12,7 +12,16 @@ from scipy.stats import binomtest, permutation_test
 from scipy.stats import t as student
 from sklearn.metrics import cohen_kappa_score, f1_score
 
-from cmgr.stats import Resampled, grouped_wilson, kappa, macro_f1, sign_flip, t_critical, wilson
+from cmgr.stats import (
+    Resampled,
+    grouped_wilson,
+    kappa,
+    macro_f1,
+    needed,
+    sign_flip,
+    t_critical,
+    wilson,
+)
 
 LABELS = st.integers(2, 6)
 
@@ -247,3 +256,40 @@ def test_the_interval_of_macro_f1_is_that_of_drawn_items(
     found = f1_score(pairs[:, 0], pairs[:, 1], average="macro", zero_division=0)
     known = of_groups(scores, found, len(pairs), 0.0)
     assert drawn.macro_f1(pairs, labels) == pytest.approx(known, abs=2e-5)
+
+
+def test_items_needed_grow_with_the_square_of_a_smaller_difference() -> None:
+    groups = [str(n) for n in range(400)]
+    clear = [1] * 40 + [0] * 360
+    close = [1] * 30 + [-1] * 20 + [0] * 350
+    # by hand: n (2.8 * sd / mean)^2 / n with the variance of one item's gap
+    for gaps in (clear, close):
+        mean = sum(gaps) / 400
+        variance = sum((g - mean) ** 2 for g in gaps) / 399
+        assert needed(gaps, groups) == pytest.approx(7.849 * variance / mean**2, rel=0.01)
+    assert (needed(close, groups) or 0) > 10 * (needed(clear, groups) or 0)
+
+
+def test_items_of_one_group_count_as_fewer() -> None:
+    gaps = [1] * 8 + [-1] * 4 + [0] * 28
+    alone = needed(gaps, [str(n) for n in range(40)])
+    fours = needed(gaps, [str(n // 4) for n in range(40)])
+    assert alone and fours and fours > 3 * alone
+
+
+def test_no_difference_and_one_group_need_no_number() -> None:
+    assert needed([1, -1, 0], ["a", "b", "c"]) is None
+    assert needed([1, 1, 0], ["a", "a", "a"]) is None
+
+
+def test_needed_items_find_the_difference_four_times_in_five() -> None:
+    rng = np.random.default_rng(3)
+    law = [0.16, 0.10, 0.74]
+    sample = [1] * 160 + [-1] * 100 + [0] * 740
+    n = needed(sample, [str(i) for i in range(len(sample))])
+    assert n is not None
+    found = 0
+    for _ in range(400):
+        drawn = rng.choice([1, -1, 0], size=n, p=law)
+        found += abs(drawn.mean()) / (drawn.std(ddof=1) / np.sqrt(n)) > 1.96
+    assert 0.75 < found / 400 < 0.85

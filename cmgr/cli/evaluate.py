@@ -93,12 +93,12 @@ def command(
         raise UsageError("--data needs --task: what its items ask")
     least = [bounds.parse(text) for text in fail_under or []]
     ws = Workspace.find(workspace, say)
-    wanted = _methods(ws, methods)
-    bounds.check_methods(least, wanted)
+    _check_names(methods)
     own = not (data or task or methods or culture or limit or seed != 1 or interference or judge)
     # without the lock where nothing can be written: scores that are kept can be read
     with ws.lock("cmgr eval", needed=False), progress() as tell:
         if own and (not ws.read_only or (evaluate.is_current(ws) and not force)):
+            bounds.check_methods(least, evaluate.default_methods(ws, evaluate.own_items(ws)))
             if not evaluate.build(ws, force, tell):
                 say("eval: up to date")
             manifest = read_json(ws.manifest_path("eval")) or {}
@@ -106,6 +106,8 @@ def command(
             troubled = _tell(manifest.get("lacking", {}), manifest.get("notes", []))
         else:
             name, items, notes = _items(ws, task, data, loader, map_, part, culture)
+            wanted = _methods(ws, methods, items)
+            bounds.check_methods(least, wanted)
             from cmgr.evaluate.items import limited
 
             found = evaluate.run(
@@ -132,20 +134,33 @@ def command(
         raise PartialError("a part could not be evaluated; the rest is above")
 
 
-def _methods(ws: Workspace, text: str | None) -> list[str]:
+def _check_names(text: str | None) -> None:
+    """Raise UsageError where --methods names one that is none."""
     from cmgr import evaluate
     from cmgr.errors import UsageError
 
-    if text is None:
-        return evaluate.default_methods(ws)
-    if text == "all":
-        return list(evaluate.METHODS)
-    named = [name.strip() for name in text.split(",") if name.strip()]
-    unknown = [name for name in named if name not in evaluate.METHODS]
+    named = _split(text or "all")
+    unknown = [name for name in named if name not in (*evaluate.METHODS, "all")]
     if unknown or not named:
         known = ", ".join(evaluate.METHODS)
         raise UsageError(f"no method {', '.join(unknown) or 'given'}: there are {known}")
-    return list(dict.fromkeys(named))
+
+
+def _methods(ws: Workspace, text: str | None, items: list[Item]) -> list[str]:
+    """The methods that --methods names, or those that fit these items."""
+    from cmgr import evaluate
+
+    if text is None:
+        return evaluate.default_methods(ws, items)
+    fitting = {*evaluate.baselines_of(items)}
+    every = [m for m in evaluate.METHODS if m in fitting or m not in evaluate.BASELINES]
+    return list(
+        dict.fromkeys(n for name in _split(text) for n in (every if name == "all" else [name]))
+    )
+
+
+def _split(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _items(
@@ -210,13 +225,15 @@ def _show(
 
 
 def show_table(rows: list[dict[str, Any]], every: bool = False) -> None:
-    """What came of it in a sentence and one table; with `every`, all other tables too."""
+    """What came of it in a sentence, one table, and whether routing is ahead; or all tables."""
     from cmgr.evaluate import tables
 
     if found := tables.verdict(rows):
         out(found)
     heads, cells = tables.overview(rows)
     table("Share right, of free answers and of options", heads, cells)
+    for line in tables.gains(rows):
+        out(line)
     if every:
         _show_all(rows)
     else:

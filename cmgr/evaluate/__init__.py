@@ -15,6 +15,7 @@ from typing import Any
 from cmgr.base import Base, base_of
 from cmgr.errors import CmgrError, MissingError
 from cmgr.evaluate import free, tables
+from cmgr.evaluate.baselines import BASELINES
 from cmgr.evaluate.items import Item, of_examples, pick, problems
 from cmgr.evaluate.methods import ALWAYS, EVIDENCE, METHODS, READING, Ask, Methods
 from cmgr.evaluate.scores import Question, Scores
@@ -30,9 +31,11 @@ from cmgr.tasks import Task
 from cmgr.workspace import Progress, Workspace, write_atomic, write_json
 
 __all__ = [
+    "BASELINES",
     "METHODS",
     "OWN",
     "Evaluation",
+    "baselines_of",
     "build",
     "default_methods",
     "own_items",
@@ -55,7 +58,7 @@ class Evaluation:
     notes: list[str] = field(default_factory=list)  # other things that a reader must know
 
 
-def default_methods(ws: Workspace) -> list[str]:
+def default_methods(ws: Workspace, items: Sequence[Item]) -> list[str]:
     """Those that need no more than `cmgr run` makes, and others whose adapters are there."""
     there = {name.rpartition(".")[2] for name in [*ws.variants(), *ws.merges()]}
     reading = {EVIDENCE, "routed+evidence"} if ws.recipe.answer.passages else set()
@@ -63,7 +66,14 @@ def default_methods(ws: Workspace) -> list[str]:
         reading.add("shared+evidence")
     if not any(part.get("ids") for part in ws.parts("search").values()):
         reading = set()
-    return [m for m in METHODS if m in ALWAYS or m in there or m in reading]
+    always = {*ALWAYS, *baselines_of(items)}
+    return [m for m in METHODS if m in always or m in there or m in reading]
+
+
+def baselines_of(items: Sequence[Item]) -> list[str]:
+    """The baselines that fit these items: `majority` for labels, the others for texts."""
+    kinds = {bool(item.labels) for item in items}
+    return [m for m in BASELINES if (m == "majority") in kinds]
 
 
 def run(
@@ -117,7 +127,7 @@ def run(
         force,
     )
     _drop_failing(asked, able, scores)
-    results = [result for one in asked if (result := _result(one, scores))]
+    results = [result for one in asked if (result := _result(one, able, scores))]
     found = Evaluation(name, able.wanted, [], results, able.lacking, problems(items))
     why = Counter(reason for one in asked if (reason := _failure(one, scores)))
     found.notes += [f"{count} items left out: {reason}" for reason, count in why.most_common()]
@@ -190,11 +200,11 @@ def _drop_failing(asked: Sequence[_Asked], able: Methods, scores: Scores) -> Non
     So a template that refuses a system message, or examples that are too long, cost one method.
     """
     failing = {}
-    for method in able.wanted:
+    for method in asked[0].by_method:
         errors = [scores[one.by_method[method]].error for one in asked]
         if all(errors):
             failing[method] = f"every item failed: {_reason(errors[0])}"
-    if len(failing) == len(able.wanted):
+    if len(failing) == len(asked[0].by_method):
         return
     able.lacking.update(failing)
     able.wanted = [method for method in able.wanted if method not in failing]
@@ -203,12 +213,12 @@ def _drop_failing(asked: Sequence[_Asked], able: Methods, scores: Scores) -> Non
         one.freely = {m: q for m, q in one.freely.items() if m not in failing}
 
 
-def _result(one: _Asked, scores: Scores) -> Result | None:
+def _result(one: _Asked, able: Methods, scores: Scores) -> Result | None:
     """What was said to an item, and whether it is right; None where it could not be put."""
     item, decision = one.item, one.decision
     if _failure(one, scores):
         return None
-    said = {m: _said(item, scores, q) for m, q in one.by_method.items()}
+    said = {m: _said(item, scores, q) for m, q in one.by_method.items()} | able.unasked(item)
     answers = {m: scores[q].text for m, q in one.freely.items()}
     texts = {**{m: t for m, t in said.items() if not item.options}, **answers}
     others = [option for option in item.options if option not in item.accepted]
@@ -299,7 +309,7 @@ def _planned(ws: Workspace) -> tuple[list[Item], Methods, str]:
             "cmgr eval --task TASK --data FILE"
         )
     base = base_of(ws)
-    able = Methods(ws, base, default_methods(ws), items, examples)
+    able = Methods(ws, base, default_methods(ws, items), items, examples)
     if "routed" in able.lacking:
         raise MissingError(able.lacking["routed"])
     return items, able, _inputs(ws, items, able)

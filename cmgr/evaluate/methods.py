@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from cmgr.base import Base
 from cmgr.errors import MissingError
+from cmgr.evaluate.baselines import BASELINES, Baselines
 from cmgr.evaluate.items import Item
 from cmgr.recipe import SHARED
 from cmgr.records import Example, Message, hash_file, make_id
@@ -40,6 +41,7 @@ METHODS |= {
     "oracle+evidence": "the right culture's adapter with its passages",
     "open+evidence": "the base with passages of all cultures together, without a router",
 }
+METHODS |= BASELINES
 READING = tuple(name for name in METHODS if name.endswith(EVIDENCE))
 ROUTED = (
     *("routed", "routed+evidence", EVIDENCE, "shared+evidence"),
@@ -83,6 +85,7 @@ class Methods:
         self.lacking: dict[str, str] = {}
         self.adapters: dict[str, str] = {}
         self.shots = self._shots(examples)
+        self.baselines = Baselines(examples)
         self.wanted: list[str] = []
         of_items = sorted({item.culture for item in items})
         every = [culture.id for culture in ws.recipe.cultures]
@@ -93,12 +96,11 @@ class Methods:
                     raise MissingError("no evidence to read. Find some: cmgr search")
                 for name in self._names(method, needed):
                     self._need(name, method)
-                if method == "few-shot":
-                    for item in items:
-                        if not self.shots.get((item.culture, item.task)):
-                            raise MissingError(
-                                f"no training examples of {item.culture} for {item.task}"
-                            )
+                for item in items if method == "few-shot" or method in BASELINES else ():
+                    if not self.shots.get((item.culture, item.task)):
+                        raise MissingError(
+                            f"no training examples of {item.culture} for {item.task}"
+                        )
             except MissingError as error:
                 self.lacking[method] = str(error)
             else:
@@ -106,7 +108,7 @@ class Methods:
 
     def _names(self, method: str, cultures: Sequence[str]) -> list[str]:
         """The adapters of a method."""
-        if method in ("base", "prompt", "few-shot", EVIDENCE, "open+evidence"):
+        if method in ("base", "prompt", "few-shot", EVIDENCE, "open+evidence", *BASELINES):
             return []
         if method in (SHARED, MERGED, "shared+evidence"):
             return [method.partition("+")[0]]
@@ -155,8 +157,16 @@ class Methods:
         return _turns(item.messages)
 
     def asks(self, item: Item, routed_to: str | None) -> dict[str, Ask]:
-        """How each method puts an item; `routed_to` is the culture that the router names."""
-        return {method: self._ask(method, item, routed_to) for method in self.wanted}
+        """How each method puts an item; `routed_to` is the culture that the router names.
+
+        Baselines ask nothing.
+        """
+        asking = [method for method in self.wanted if method not in BASELINES]
+        return {method: self._ask(method, item, routed_to) for method in asking}
+
+    def unasked(self, item: Item) -> dict[str, str]:
+        """What each of the wanted baselines says to an item."""
+        return {m: self.baselines.choose(m, item) for m in self.wanted if m in BASELINES}
 
     def _ask(self, method: str, item: Item, routed_to: str | None) -> Ask:
         plain = self.plain(item)

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from cmgr.evaluate.baselines import BASELINES
 from cmgr.records import Record
-from cmgr.stats import Resampled, grouped_wilson, macro_f1, sign_flip
+from cmgr.stats import Resampled, grouped_wilson, macro_f1, needed, sign_flip
 
 ALL = "all"
 CONTESTED = "contested"
@@ -21,8 +22,11 @@ SPLITS = {
     CONTESTED: "items whose right answer depends on the culture",
 }
 AGAINST = {
-    "routed": ("base", "prompt", "few-shot", "shared", "merged", "broad", "oracle"),
-    "routed+evidence": ("base", "prompt", "evidence", "shared+evidence", "open+evidence", "routed"),
+    "routed": ("base", "prompt", "few-shot", "shared", "merged", "broad", "oracle", *BASELINES),
+    "routed+evidence": (
+        *("base", "prompt", "evidence", "shared+evidence", "open+evidence", "routed"),
+        *BASELINES,
+    ),
 }
 MATRIX = "interference"
 
@@ -161,7 +165,10 @@ def _pairs(mine: Sequence[Result], method: str) -> tuple[Any, int]:
 def paired(
     results: Sequence[Result], methods: Sequence[str], seed: int
 ) -> Iterator[dict[str, Any]]:
-    """Differences of accuracy on the same items: 95% bootstrap interval and exact p, by groups."""
+    """Differences of accuracy on the same items: 95% bootstrap interval and exact p, by groups.
+
+    `needed` is how many items would tell such a difference from nothing.
+    """
     for (task, culture, split), mine in parts(results).items():
         if culture != ALL:
             continue
@@ -185,6 +192,7 @@ def paired(
                         "interval": drawn.mean(gaps),
                         **{"wins": gaps.count(1), "losses": gaps.count(-1)},
                         "p": sign_flip(gaps, groups),
+                        "needed": needed(gaps, groups),
                     }
 
 
@@ -239,12 +247,57 @@ def verdict(rows: Sequence[dict[str, Any]]) -> str:
         if split not in names or method not in mine:
             continue
         key, n = ("answers_right", "answers_n") if "answers_n" in mine[method] else ("right", "n")
-        base = f" (base {mine['base'][key]})" if "base" in mine else ""
-        said.append(f"{names[split]} {mine[method][key]} of {mine[method][n]}{base}")
+        others = ["base"] if "base" in mine else []
+        # what reads nothing writes nothing: it stands beside options alone
+        blind = [m for m in BASELINES if m in mine and key == "right"]
+        others += [max(blind, key=lambda m: mine[m][key])] if blind else []
+        beside = ", ".join(f"{m} {mine[m][key]}" for m in others)
+        said.append(
+            f"{names[split]} {mine[method][key]} of {mine[method][n]}"
+            + (f" ({beside})" if beside else "")
+        )
     if not said:
         return ""
     free = any("answers_n" in row for mine in _whole(rows).values() for row in mine.values())
     return f"{'Free answers' if free else 'Answers'} right: {'; '.join(said)}"
+
+
+def gains(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Of each split, whether the routed method is ahead of the best of all others, in a sentence.
+
+    Where that is not sure, how many items would tell. Free answers count where there are any.
+    """
+    found = []
+    for split, mine in _whole(rows).items():
+        method = "routed+evidence" if "routed+evidence" in mine else "routed"
+        if split not in SHORT or split == "fit" or method not in mine:
+            continue
+        free = "answers" in mine[method]
+        what, key = ("answers", "answers") if free else ("options", "accuracy")
+        others = [
+            r
+            for r in rows
+            if r["kind"] == "paired"
+            and (r["split"], r["method"], r["task"]) == (split, method, mine[method]["task"])
+            and r.get("what", "options") == what
+            and r["against"] != "oracle"
+        ]
+        if not others:
+            continue
+        best = max(others, key=lambda r: float(mine[r["against"]][key]))
+        found.append(
+            f"{SHORT[split]}: {method} {mine[method][key]:.3f}, the best of the others "
+            f"{best['against']} {mine[best['against']][key]:.3f}: {_gain(best)}"
+        )
+    return found
+
+
+def _gain(row: dict[str, Any]) -> str:
+    p = "p < 0.001" if row["p"] < 0.001 else f"p {row['p']:.3f}"
+    gap = f"{row['difference']:+.3f}, {p}"
+    if row["p"] < 0.05 or not row.get("needed"):
+        return gap
+    return f"{gap}; {row['n']:,} items cannot tell this from chance, about {row['needed']:,} could"
 
 
 def overview(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
