@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cmgr import locks
@@ -19,7 +18,9 @@ from cmgr.errors import CmgrError, UsageError
 from cmgr.records import Answer, Decision, Message, Source, hash_file, json_lines, make_id
 from cmgr.retrieval import answering
 from cmgr.runtime.batch import Batch, Job, Outcome
+from cmgr.runtime.choices import encode_choices
 from cmgr.runtime.llama import Model
+from cmgr.scoring import Reading, Scorer, probabilities, temperatures
 from cmgr.workspace import Progress, Workspace, append_lines, write_atomic
 
 VERSION = 1  # of what `made_from` is a hash of
@@ -120,6 +121,7 @@ def run(
     temperature: float = 0.0,
     seed: int = 0,
     passages: int | None = None,
+    score: str | None = None,
     progress: Progress | None = None,
 ) -> tuple[int, int]:
     """Answer each line; returns how many lines there are, and how many failed.
@@ -127,11 +129,13 @@ def run(
     `out` is a file, to which each answer is appended as it is finished, and which at the end is in
     the order of the input; an answer that it holds (without error) is kept where its `made_from`
     says that all that decides it is the same. Or it is a function that is given each answer's JSON
-    in that order. `passages` of a culture go before each question, in place of the recipe's number.
-    Raises CmgrError where another command writes to the file, and says which.
+    in that order. `passages` of a culture go before each question, and `score` says how choices are
+    scored, in place of what the recipe says. Raises CmgrError where another command writes to the
+    file, and says which.
     """
     with locks.output(out, "cmgr chat --batch") if isinstance(out, Path) else nullcontext():
-        settings = _Settings(ws, max_tokens, temperature, seed, answering.Sources(ws, passages))
+        sources, scorer = answering.Sources(ws, passages), Scorer(ws.recipe, score)
+        settings = _Settings(ws, max_tokens, temperature, seed, sources, scorer)
         try:
             return _run(ws, parse(lines), out, routes, settings, progress)
         finally:
@@ -241,13 +245,15 @@ class _Settings:
         temperature: float,
         seed: int,
         sources: answering.Sources,
+        scorer: Scorer,
     ) -> None:
         self.ws = ws
-        self.sources = sources
+        self.sources, self.scorer = sources, scorer
         self._names = {culture.id: culture.name for culture in ws.recipe.cultures}
         self.base = base_of(ws)
         self.max_tokens, self.temperature, self.seed = max_tokens, temperature, seed
         self._adapters: dict[str, str | None] = {}
+        self._temperatures = temperatures(ws, scorer, self.base.fingerprint)
 
     def find(self, turn: _Turn) -> None:
         """Find the passages that go before a line's question."""
@@ -282,6 +288,33 @@ class _Settings:
             turn.stop,
         )
 
+    def readings(self, turn: _Turn, job: Job) -> list[Reading]:
+        """The prompts that the choices of a line are scored by."""
+        return self.scorer.readings(
+            _turns(job.messages),
+            tuple(job.scales.items()),
+            turn.record.culture,
+            plain=_turns(turn.messages),
+        )
+
+    def jobs(self, turn: _Turn) -> list[Job]:
+        """What is computed for a line: an answer, or the readings that its choices take."""
+        job = self.job(turn)
+        if not job.choices:
+            return [job]
+        return [
+            replace(
+                job,
+                messages=[Message.model_validate({"role": r, "content": t}) for r, t in one.turns],
+                scales=dict(one.scales),
+            )
+            for one in self.readings(turn, job)
+        ]
+
+    def sharpness(self, turn: _Turn) -> float:
+        """The temperature at which the scores of a line's choices are probabilities."""
+        return self._temperatures[bool(turn.scales), bool(turn.record.sources)]
+
     def key(self, turn: _Turn, usage: Mapping[str, int], shown: int) -> str | None:
         """The hash of all that decides a line's answer; None where an adapter is not there.
 
@@ -301,7 +334,7 @@ class _Settings:
             self.base.fingerprint,
             sorted((str(digest), float(scale)) for digest, scale in adapters),
             [(message.role, message.content) for message in turn.messages],
-            list(job.choices) or written,
+            [*job.choices, *self.scorer.rule, self.sharpness(turn)] if job.choices else written,
             turn.record.decided_by,
             *([source.text for source in turn.found]),
             *([self.ws.recipe.base.context] if shown < len(turn.found) else []),
@@ -345,10 +378,10 @@ def _answers(
                     settings.fit(turn, model)
             if turns:
                 batch = batch or Batch(model, ws.recipe.base.context, ws.recipe.base.cache_mb)
-                for number, outcome in batch.run([settings.job(turn) for turn in turns]):
-                    answer = _finished(turns[number], outcome)
+                for number, outcomes in _of_turns(batch, [settings.jobs(turn) for turn in turns]):
+                    turn = turns[number]
+                    answer = _finished(turn, outcomes, settings, model)
                     if not answer.error:
-                        turn = turns[number]
                         answer.made_from = settings.key(turn, answer.usage, len(answer.sources))
                     yield answer
     finally:
@@ -357,19 +390,42 @@ def _answers(
         model.close()
 
 
-def _finished(turn: _Turn, outcome: Outcome) -> Answer:
-    record, line = turn.record, turn.line
-    record.response, record.usage, record.error = outcome.response, outcome.usage, outcome.error
+def _of_turns(batch: Batch, jobs: Sequence[Sequence[Job]]) -> Iterator[tuple[int, list[Outcome]]]:
+    """(number of a turn, the outcomes of its jobs) as each turn is finished."""
+    of_job = [number for number, mine in enumerate(jobs) for _ in mine]
+    first = {number: at for at, number in reversed([*enumerate(of_job)])}
+    found: list[dict[int, Outcome]] = [{} for _ in jobs]
+    for at, outcome in batch.run([job for mine in jobs for job in mine]):
+        number = of_job[at]
+        found[number][at - first[number]] = outcome
+        if len(found[number]) == len(jobs[number]):
+            yield number, [found[number][n] for n in range(len(jobs[number]))]
+
+
+def _finished(
+    turn: _Turn, outcomes: Sequence[Outcome], settings: _Settings, model: Model
+) -> Answer:
+    record, choices = turn.record, turn.line.choices
+    outcome = outcomes[0]
+    record.response, record.usage = outcome.response, outcome.usage
+    record.error = next((one.error for one in outcomes if one.error), None)
     answering.check(record)
-    if outcome.choice_logprobs is not None:
-        sums = np.array(outcome.choice_logprobs)
-        shares = np.exp(sums - sums.max())
-        shares /= shares.sum()
-        record.choice = record.response = line.choices[int(sums.argmax())]
+    sums = [one.choice_logprobs for one in outcomes if one.choice_logprobs is not None]
+    if choices and not record.error:
+        sizes = [*map(len, encode_choices(model, choices))]
+        means = [[s / n for s, n in zip(mine, sizes, strict=True)] for mine in sums]
+        readings = settings.readings(turn, settings.job(turn))
+        scores = settings.scorer.combine(readings, means, sizes)
+        shares = probabilities(scores, settings.sharpness(turn))
+        record.choice = record.response = choices[max(range(len(choices)), key=scores.__getitem__)]
         record.choice_probabilities = {
-            c: round(float(p), 6) for c, p in zip(line.choices, shares, strict=True)
+            c: round(float(p), 6) for c, p in zip(choices, shares, strict=True)
         }
     return record
+
+
+def _turns(messages: Sequence[Message]) -> list[tuple[str, str]]:
+    return [(message.role, message.content) for message in messages]
 
 
 def _kept(path: Path) -> dict[str, Answer]:

@@ -234,11 +234,14 @@ class Answering(Part):
     """What a culture's answers rest on: how many of its passages go into the prompt (0: none).
 
     `encoder` ranks them: auto (all-MiniLM-L6-v2 where its package is installed, else BM25), none
-    (BM25), a GGUF embedding model, or a sentence-transformers folder.
+    (BM25), a GGUF embedding model, or a sentence-transformers folder. `score` is how given options
+    are scored (cmgr/scoring.py), `contrast_weight` how much the culture's own difference counts.
     """
 
     passages: int = Field(default=3, ge=0, le=10)
     encoder: str = "auto"
+    score: Literal["mean", "sum", "pmi", "contrast"] = "mean"
+    contrast_weight: float = Field(default=3.0, ge=0)
 
 
 class Evaluate(Part):

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 RESAMPLED = 1000
+BINS = 10  # of probabilities, to see whether they are right as often as they say
 NORMAL = 1.959964  # 95% of a normal law lie within so many standard deviations
 POWER = 0.841621  # and 80% of it below this one
 
@@ -142,6 +143,13 @@ def needed(gaps: Sequence[int], groups: Sequence[str]) -> int | None:
     spread = math.fsum((sums[group] - mean * size) ** 2 for group, size in sizes.items())
     error = math.sqrt(spread * count / (count - 1)) / n  # of the mean
     return max(1, math.ceil(n * ((NORMAL + POWER) * error / mean) ** 2))
+
+
+def ece(sure: NDArray[np.float64], right: NDArray[np.bool_]) -> float:
+    """The expected calibration error, ten equal bins (Naeini and others, 2015)."""
+    bins = np.minimum((sure * BINS).astype(int), BINS - 1)
+    gaps = np.bincount(bins, weights=right - sure, minlength=BINS)
+    return float(np.abs(gaps).sum() / len(sure))
 
 
 class Resampled:

@@ -57,8 +57,8 @@ class Task(Part):
     fills `fields` (name: what stands in it) of `prompt`, which may use {culture}, {place} and
     {options} too. The answer is one of `labels`, one of `options` texts that are written with each
     item (by its letter where the prompt shows {options}), or free text of up to `max_words`.
-    `shows` says what a prompt may give away. `examples` are items as they should be: the fields,
-    and `answer`.
+    `shows` says what a prompt may give away. `neutral` is a prompt that asks nothing of any culture
+    (`answer.score: pmi`). `examples` are items as they should be: the fields, and `answer`.
     """
 
     id: str
@@ -71,6 +71,7 @@ class Task(Part):
     labels: list[str] = []
     options: int = Field(default=0, ge=0, le=10)
     max_words: int = Field(default=60, ge=1)
+    neutral: str = ""
     shows: list[Literal["culture", "answer"]] = ["culture"]
     examples: list[dict[str, str | list[str]]] = []
 

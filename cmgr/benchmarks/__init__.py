@@ -19,7 +19,16 @@ from cmgr.errors import MissingError, UsageError
 from cmgr.recipe import Culture
 from cmgr.records import make_id
 
-__all__ = ["LOADERS", "Row", "culture_of", "in_part", "of_cultures", "read", "stranger"]
+__all__ = [
+    "LOADERS",
+    "Row",
+    "culture_of",
+    "in_part",
+    "of_cultures",
+    "read",
+    "spellings",
+    "stranger",
+]
 
 
 def read(
@@ -157,6 +166,15 @@ def _country_of(culture: Culture) -> str | None:
     """Its code: a region that we know by name is not its country, whatever `country` says."""
     code = culture.country.casefold() if culture.country else None
     return _country([*_keys(culture.name), *_keys(culture.id)]) or code
+
+
+def spellings(culture: Culture) -> list[str]:
+    """How people spell a culture's country, folded: "united kingdom", "uk", "u k", "britain".
+
+    Of the codes, US alone is one.
+    """
+    code = _country_of(culture)
+    return [n for n, of in _spellings().items() if of == code and (n != code or n == "us")]
 
 
 def _country(keys: Sequence[str]) -> str | None:

@@ -76,6 +76,12 @@ def command(
     no_passages: Annotated[
         bool, typer.Option("--no-passages", help="None: the adapters answer from their weights")
     ] = False,
+    score: Annotated[
+        str | None,
+        typer.Option(
+            help="How choices are scored: mean, sum, pmi, contrast [default: answer.score]"
+        ),
+    ] = None,
     json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
@@ -91,6 +97,11 @@ def command(
         raise UsageError("-o is for --batch; a single answer goes to stdout: cmgr chat -p ... > F")
     if passages and no_passages:
         raise UsageError("choose one of --passages and --no-passages")
+    if score is not None:
+        from cmgr.scoring import SCORES
+
+        if score not in SCORES:
+            raise UsageError(f"--score {score}: there are {', '.join(SCORES)}")
     count = 0 if no_passages else passages
     ws = Workspace.find(workspace, say)
     scales = parse_blend(blend) if blend not in {None, "auto"} else None
@@ -106,7 +117,7 @@ def command(
         say("no router yet (cmgr route --fit): the base answers")
         mode = "base"
     if batch is not None:
-        _batch(ws, batch, output, mode, scales, max_tokens, temperature, seed, count)
+        _batch(ws, batch, output, mode, scales, max_tokens, temperature, seed, count, score)
         return
     session = prompt is None and is_tty(sys.stdin)
     if not session and prompt in {None, "-"}:
@@ -210,6 +221,7 @@ def _batch(
     temperature: float,
     seed: int,
     passages: int | None,
+    score: str | None,
 ) -> None:
     from cmgr.batch import read_lines, run
     from cmgr.conversation import Routes
@@ -234,6 +246,7 @@ def _batch(
             temperature=temperature,
             seed=seed,
             passages=passages,
+            score=score,
             progress=show,
         )
     if failed:

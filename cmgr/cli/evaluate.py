@@ -71,6 +71,12 @@ def command(
             "wording, fact, test, contested [default: test with --data, else wording]",
         ),
     ] = None,
+    score: Annotated[
+        str | None,
+        typer.Option(
+            help="How options are scored: mean, sum, pmi, contrast [default: the recipe's]"
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Compute every score again")] = False,
     json: JsonOption = False,
     csv: Annotated[bool, typer.Option("--csv", help="CSV on stdout")] = False,
@@ -84,6 +90,7 @@ def command(
     from cmgr import evaluate
     from cmgr.errors import CmgrError, PartialError, UsageError
     from cmgr.evaluate import bounds
+    from cmgr.scoring import SCORES
 
     if sum((json, csv, markdown, latex)) > 1:
         raise UsageError("one of --json, --csv, --markdown, --latex")
@@ -94,7 +101,10 @@ def command(
     least = [bounds.parse(text) for text in fail_under or []]
     ws = Workspace.find(workspace, say)
     _check_names(methods)
-    own = not (data or task or methods or culture or limit or seed != 1 or interference or judge)
+    if score is not None and score not in SCORES:
+        raise UsageError(f"--score {score}: there are {', '.join(SCORES)}")
+    other = (data, task, methods, culture, limit, seed != 1, interference, judge, score)
+    own = not any(other)
     # without the lock where nothing can be written: scores that are kept can be read
     with ws.lock("cmgr eval", needed=False), progress() as tell:
         if own and (not ws.read_only or (evaluate.is_current(ws) and not force)):
@@ -119,6 +129,7 @@ def command(
                 interference=interference,
                 judge=judge,
                 force=force,
+                score=score,
                 progress=tell,
             )
             rows, shown = found.rows, found.methods

@@ -1,6 +1,7 @@
 """Did it help? Methods side by side on the same items, with intervals and paired tests.
 
-Options are scored by the mean log-probability of their text as the answer; nothing is sampled.
+Options are scored by the log-probability of their text as the answer (cmgr/scoring.py); nothing is
+sampled.
 Of the workspace's own items, trained ones (`fit`), other wordings of trained facts (`wording`) and
 facts never trained (`fact`) are reported apart.
 """
@@ -8,7 +9,7 @@ facts never trained (`fact`) are reported apart.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +26,7 @@ from cmgr.records import Answer, Decision, Message, json_lines, make_id, now
 from cmgr.retrieval import answering
 from cmgr.router import Router
 from cmgr.runtime import Runtime
+from cmgr.scoring import TEMPERATURES, Reading, Scorer, Turn
 from cmgr.sources.passages import word_count
 from cmgr.synthesize import current_examples
 from cmgr.tasks import Task
@@ -42,7 +44,7 @@ __all__ = [
     "run",
 ]
 
-VERSION = 5
+VERSION = 6
 OWN = "workspace"  # the name of the evaluation of a workspace's own items
 
 
@@ -86,15 +88,17 @@ def run(
     interference: bool = False,
     judge: bool = False,
     force: bool = False,
+    score: str | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Put every item by every method; keep the figures in eval/NAME.json, the items beside it.
 
-    `methods` are their names, or what has been made of them for these items. Scores are kept by
-    model, adapters and prompt, as they come: what was scored before, for any method, is not
-    computed again. A method whose adapter is missing, or that can put no item at all, is left out
-    (`lacking`), and an item that some method cannot put (it does not fit the context) is left out
-    for all. Raises MissingError where there are no items, or no method can be evaluated.
+    `methods` are their names, or what has been made of them for these items. `score` says how
+    options are scored, in place of the recipe's. Log-probabilities are kept by model, adapters and
+    prompt, as they come: what was computed before, for any method or score, is not computed again.
+    A method whose adapter is missing, or that can put no item at all, is left out (`lacking`), and
+    an item that some method cannot put (it does not fit the context) is left out for all. Raises
+    MissingError where there are no items, or no method can be evaluated.
     """
     if not items:
         raise MissingError("no items to evaluate. Make some: cmgr synthesize; or give --data")
@@ -114,20 +118,17 @@ def run(
     if not able.wanted:
         raise MissingError("; ".join(f"{m}: {why}" for m, why in able.lacking.items()))
     matrix = able.cultures if interference and "interference" not in able.lacking else []
-    asked = _asked(items, able, decisions, matrix, ws.recipe.tasks)
+    scorer = Scorer(ws.recipe, score)
+    asked = _asked(items, able, decisions, matrix, ws.recipe.tasks, scorer)
     able.close()
     scores = Scores(ws, able.base, able.adapters)
     scores.compute(
-        [
-            q
-            for one in asked
-            for q in (*one.by_method.values(), *one.freely.values(), *one.under.values())
-        ],
+        [question for one in asked for question in one.questions()],
         (lambda done, total: progress("eval", done, total)) if progress else None,
         force,
     )
     _drop_failing(asked, able, scores)
-    results = [result for one in asked if (result := _result(one, able, scores))]
+    results = [result for one in asked if (result := _result(one, able, scorer, scores))]
     found = Evaluation(name, able.wanted, [], results, able.lacking, problems(items))
     why = Counter(reason for one in asked if (reason := _failure(one, scores)))
     found.notes += [f"{count} items left out: {reason}" for reason, count in why.most_common()]
@@ -141,9 +142,19 @@ def run(
         *(tables.router(results, able.wanted, seed) if decisions else ()),
         *tables.coverage(results, able.wanted),
         *tables.interference(results),
+        *(calibrated := list(tables.calibration(results, able.wanted, scorer.rule))),
     ]
-    _keep(ws, found, able.base, seed)
+    _keep(ws, found, able.base, seed, calibrated)
     return found
+
+
+@dataclass
+class _Put:
+    """How an item is put: the prompt, and all that is read to score its options (or to answer)."""
+
+    ask: Ask
+    readings: list[Reading]
+    questions: list[Question]
 
 
 @dataclass
@@ -152,9 +163,15 @@ class _Asked:
 
     item: Item
     decision: Decision | None
-    by_method: dict[str, Question]
+    by_method: dict[str, _Put]
     freely: dict[str, Question]
-    under: dict[str, Question]
+    under: dict[str, _Put]
+
+    def questions(self) -> Iterator[Question]:
+        """All that is asked for the item."""
+        for put in (*self.by_method.values(), *self.under.values()):
+            yield from put.questions
+        yield from self.freely.values()
 
 
 def _asked(
@@ -163,23 +180,43 @@ def _asked(
     decisions: Mapping[str, Decision],
     matrix: Sequence[str],
     tasks: Sequence[Task],
+    scorer: Scorer,
 ) -> list[_Asked]:
     tokens = {task.id: _tokens(task) for task in tasks}
     found = []
     for item in items:
         decision = decisions.get(item.messages[-1].content)
-        asks = able.asks(item, decision.culture if decision else None)
+        routed_to = decision.culture if decision else None
+        asks = able.asks(item, routed_to)
         options = tuple(item.options)
         length = tokens.get(item.task, _TOKENS)
         room = 0 if options else length
-        by_method = {m: Question(ask, options, room) for m, ask in asks.items()}
+        plain = able.plain(item)
+        by_method = {
+            m: _put(scorer, item, ask, able.named(m, item, routed_to), plain, room)
+            for m, ask in asks.items()
+        }
         if options:  # nothing longer than twice the longest option can be right
             length = min(length, 2 * max(map(word_count, options)) + 8)
         freely = {m: Question(a, (), length) for m, a in asks.items() if options and item.free}
-        turns = able.plain(item)
-        under = {c: Question(Ask(turns, ((c, 1.0),)), options) for c in matrix if options}
+        under = {
+            c: _put(scorer, item, Ask(plain, ((c, 1.0),)), routed_to, plain, 0)
+            for c in matrix
+            if options
+        }
         found.append(_Asked(item, decision, by_method, freely, under))
     return found
+
+
+def _put(
+    scorer: Scorer, item: Item, ask: Ask, culture: str | None, plain: tuple[Turn, ...], room: int
+) -> _Put:
+    """An item under a method; `room` is how many tokens an answer has that is written."""
+    options = tuple(item.options)
+    if not options:
+        return _Put(ask, [], [Question(ask, (), room)])
+    readings = scorer.readings(ask.turns, ask.scales, culture, item.task, plain)
+    return _Put(ask, readings, [Question(Ask(r.turns, r.scales), options) for r in readings])
 
 
 def _reason(error: str) -> str:
@@ -189,8 +226,7 @@ def _reason(error: str) -> str:
 
 def _failure(one: _Asked, scores: Scores) -> str:
     """Why an item could not be put by every method; empty where it could."""
-    every = (*one.by_method.values(), *one.freely.values(), *one.under.values())
-    errors = (scores[q].error for q in every)
+    errors = (scores[question].error for question in one.questions())
     return next((_reason(error) for error in errors if error), "")
 
 
@@ -201,7 +237,10 @@ def _drop_failing(asked: Sequence[_Asked], able: Methods, scores: Scores) -> Non
     """
     failing = {}
     for method in asked[0].by_method:
-        errors = [scores[one.by_method[method]].error for one in asked]
+        errors = [
+            next((e for q in one.by_method[method].questions if (e := scores[q].error)), "")
+            for one in asked
+        ]
         if all(errors):
             failing[method] = f"every item failed: {_reason(errors[0])}"
     if len(failing) == len(asked[0].by_method):
@@ -209,27 +248,31 @@ def _drop_failing(asked: Sequence[_Asked], able: Methods, scores: Scores) -> Non
     able.lacking.update(failing)
     able.wanted = [method for method in able.wanted if method not in failing]
     for one in asked:
-        one.by_method = {m: q for m, q in one.by_method.items() if m not in failing}
+        one.by_method = {m: put for m, put in one.by_method.items() if m not in failing}
         one.freely = {m: q for m, q in one.freely.items() if m not in failing}
 
 
-def _result(one: _Asked, able: Methods, scores: Scores) -> Result | None:
+def _result(one: _Asked, able: Methods, scorer: Scorer, scores: Scores) -> Result | None:
     """What was said to an item, and whether it is right; None where it could not be put."""
     item, decision = one.item, one.decision
     if _failure(one, scores):
         return None
-    said = {m: _said(item, scores, q) for m, q in one.by_method.items()} | able.unasked(item)
+    found = {m: _scored(put, scorer, scores) for m, put in one.by_method.items()}
+    under = {c: _scored(put, scorer, scores) for c, put in one.under.items()}
+    said = {m: _said(item, value) for m, value in found.items()} | able.unasked(item)
     answers = {m: scores[q].text for m, q in one.freely.items()}
     texts = {**{m: t for m, t in said.items() if not item.options}, **answers}
     others = [option for option in item.options if option not in item.accepted]
-    read = {m: q.ask for m, q in one.by_method.items() if m in READING}
+    read = {m: put.ask for m, put in one.by_method.items() if m in READING}
     return Result(
         **item.model_dump(include=_CARRIED),
         routed_to=decision.culture if decision else None,
         probability=round(decision.probability, 6) if decision else None,
         said=said,
         right={m: _is_right(item, text) for m, text in said.items()},
-        under={c: _is_right(item, _said(item, scores, q)) for c, q in one.under.items()},
+        under={c: _is_right(item, _said(item, value)) for c, value in under.items()},
+        options=item.options,
+        scores={m: value for m, value in found.items() if not isinstance(value, str)},
         answers=answers,
         answered={m: free.is_right(text, item.accepted, others) for m, text in texts.items()},
         flaws={m: flaw for m, text in texts.items() if (flaw := free.flaw(text, item.answer))},
@@ -250,20 +293,41 @@ def _tokens(task: Task) -> int:
     return 2 * task.max_words  # a word is one or two tokens
 
 
-def _said(item: Item, scores: Scores, question: Question) -> str:
-    score = scores[question]
-    if not item.options:
-        return score.text
-    return item.options[max(range(len(item.options)), key=score.options.__getitem__)]
+def _scored(put: _Put, scorer: Scorer, scores: Scores) -> list[float] | str:
+    """The score of each option; without options what was written."""
+    if not put.readings:
+        return scores[put.questions[0]].text
+    found = [scores[question] for question in put.questions]
+    sums = scorer.combine(put.readings, [score.options for score in found], found[0].tokens)
+    return [round(value, 6) for value in sums]
+
+
+def _said(item: Item, value: list[float] | str) -> str:
+    if isinstance(value, str):
+        return value
+    return item.options[max(range(len(item.options)), key=value.__getitem__)]
 
 
 def _is_right(item: Item, text: str) -> bool:
     return text == item.answer if item.options else free.is_right(text, item.accepted)
 
 
-def _keep(ws: Workspace, found: Evaluation, base: Base, seed: int) -> None:
+def _keep(
+    ws: Workspace,
+    found: Evaluation,
+    base: Base,
+    seed: int,
+    calibrated: Sequence[dict[str, Any]],
+) -> None:
     if ws.read_only:
         return
+    if calibrated:  # what `cmgr chat` makes probabilities of options with, until the next one
+        temperatures = {row["method"]: row["temperature"] for row in calibrated}
+        rule = calibrated[0]["rule"]
+        write_json(
+            ws.path("eval", TEMPERATURES),
+            {"rule": rule, "base": base.fingerprint, "temperatures": temperatures},
+        )
     write_atomic(ws.path("eval", f"{found.name}.items.jsonl"), json_lines(found.results).encode())
     write_json(
         ws.path("eval", f"{found.name}.json"),

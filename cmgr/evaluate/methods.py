@@ -15,6 +15,7 @@ from cmgr.recipe import SHARED
 from cmgr.records import Example, Message, hash_file, make_id
 from cmgr.retrieval import Found, Index
 from cmgr.retrieval.prompt import note_of, with_notes
+from cmgr.scoring import Turn, persona
 from cmgr.train.variants import VARIANTS, name_of
 from cmgr.workspace import Workspace, read_json
 
@@ -48,9 +49,6 @@ ROUTED = (
     *(name for name in VARIANTS if name != SHARED),
 )
 ALWAYS = ("base", "prompt", "routed", "oracle")
-
-
-Turn = tuple[str, str]  # role, content
 
 
 class Ask(NamedTuple):
@@ -164,6 +162,11 @@ class Methods:
         asking = [method for method in self.wanted if method not in BASELINES]
         return {method: self._ask(method, item, routed_to) for method in asking}
 
+    def named(self, method: str, item: Item, routed_to: str | None) -> str | None:
+        """The culture that a method is given: the right one, or whom the router names."""
+        told = method in ("prompt", "few-shot") or method.startswith("oracle")
+        return item.culture if told else routed_to
+
     def unasked(self, item: Item) -> dict[str, str]:
         """What each of the wanted baselines says to an item."""
         return {m: self.baselines.choose(m, item) for m in self.wanted if m in BASELINES}
@@ -177,16 +180,17 @@ class Methods:
         if method in ("prompt", "few-shot"):
             shots = self.shots[item.culture, item.task] if method == "few-shot" else []
             others = [turns for shot, turns in shots if shot != item.id][:SHOTS]
-            return Ask((self._system(item.culture), *chain(*others), *plain), ())
+            culture = self._ws.recipe.culture(item.culture)
+            return Ask((persona(culture), *chain(*others), *plain), ())
         if method in (SHARED, MERGED):
             return Ask(plain, ((method, 1.0),))
-        named = item.culture if method == "oracle" else routed_to
+        named = self.named(method, item, routed_to)
         variant = method if method in VARIANTS else None
         return Ask(plain, ((name_of(named, variant), 1.0),) if named else ())
 
     def _reading(self, method: str, item: Item, routed_to: str | None) -> Ask:
         """A prompt with passages before it; as it is where the index has nothing to say."""
-        named = item.culture if method == "oracle+evidence" else routed_to
+        named = self.named(method, item, routed_to)
         if method == "open+evidence":
             cultures = [culture.id for culture in self._ws.recipe.cultures]
         else:
@@ -215,13 +219,6 @@ class Methods:
             assert self.index is not None
             self._shown[culture, prompt] = self.index.find(culture, prompt, self.count)
         return self._shown[culture, prompt]
-
-    def _system(self, culture: str) -> Turn:
-        name = self._ws.recipe.culture(culture).name
-        return (
-            "system",
-            f"You live in {name} and know its culture well. Answer as people in {name} would.",
-        )
 
     def _shots(
         self, examples: Sequence[Example]

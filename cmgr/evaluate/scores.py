@@ -6,23 +6,28 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from cmgr.base import Base
-from cmgr.evaluate.methods import Ask, Turn
+from cmgr.evaluate.methods import Ask
 from cmgr.records import Message, Record, make_id
 from cmgr.runtime.batch import Batch, Job
 from cmgr.runtime.choices import encode_choices
 from cmgr.runtime.llama import Model
+from cmgr.scoring import Turn
 from cmgr.workspace import Workspace
 
-VERSION = 2
+VERSION = 3
 FILE = "eval/scores"
 PROMPTS = 64  # computed and kept together: so much is lost by a kill
 
 
 class Score(Record):
-    """What came of one prompt under adapters: a score per option, or a text, or an error."""
+    """What came of one prompt under adapters: a score per option, or a text, or an error.
+
+    `tokens` are those of each option.
+    """
 
     id: str
     options: list[float] = []
+    tokens: list[int] = []
     text: str = ""
     error: str = ""
 
@@ -138,7 +143,7 @@ class Scores:
                 ended = used <= batch.limit or outcome.usage["completion_tokens"] >= question.tokens
                 found[number] = Score(id=key, text=outcome.response), ended
             else:
-                sizes = map(len, encode_choices(model, question.options))
+                sizes = [*map(len, encode_choices(model, question.options))]
                 means = [round(s / n, 6) for s, n in zip(sums, sizes, strict=True)]
-                found[number] = Score(id=key, options=means), True
+                found[number] = Score(id=key, options=means, tokens=sizes), True
         return [found[number] for number in sorted(found)]

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from cmgr.evaluate.baselines import BASELINES
-from cmgr.records import Record
-from cmgr.stats import Resampled, grouped_wilson, macro_f1, needed, sign_flip
+from cmgr.records import Record, make_id
+from cmgr.scoring import fit_temperature, probabilities
+from cmgr.stats import Resampled, ece, grouped_wilson, macro_f1, needed, sign_flip
 
 ALL = "all"
 CONTESTED = "contested"
@@ -47,6 +48,8 @@ class Result(Record):
     said: dict[str, str]
     right: dict[str, bool]
     under: dict[str, bool] = {}  # right under each culture's adapter
+    options: list[str] = []
+    scores: dict[str, list[float]] = {}  # of the options, by method
     # where it has options and is asked freely too: the text, whether it is right, what is wrong
     # with it as a text; of methods that read: whether its own passage, its answer's words were read
     answers: dict[str, str] = {}
@@ -209,6 +212,40 @@ def router(
             row["cost"] = float(lost.mean())
             row["cost_interval"] = Resampled(_groups(mine), seed).mean(lost)
         yield row
+
+
+def calibration(
+    results: Sequence[Result], methods: Sequence[str], rule: Sequence[str | float]
+) -> Iterator[dict[str, Any]]:
+    """Of each method: the temperature that makes its scores probabilities, and how far these err.
+
+    Of held-out items alone. `ece` is the expected calibration error of half of them at the
+    temperature of the other half, and the other way round (whole groups on one side); the
+    temperature that is given is that of all.
+    """
+    held = [r for r in results if r.split != "fit" and r.answer in r.options]
+    for method in methods:
+        mine = [r for r in held if method in r.scores]
+        if not mine:
+            continue
+        halves = [[r for r in mine if int(make_id("half", r.group), 16) % 2 == n] for n in (0, 1)]
+        sure, right = [], []
+        for here, other in (halves, halves[::-1]):
+            temperature = _temperature(other, method)
+            for result in here:
+                shares = probabilities(result.scores[method], temperature)
+                sure.append(float(shares.max()))
+                right.append(int(shares.argmax()) == result.options.index(result.answer))
+        yield {
+            **{"kind": "calibration", "method": method, "n": len(mine), "rule": list(rule)},
+            "temperature": round(_temperature(mine, method), 4),
+            "ece": ece(np.array(sure), np.array(right)),
+        }
+
+
+def _temperature(mine: Sequence[Result], method: str) -> float:
+    places = [r.options.index(r.answer) for r in mine]
+    return fit_temperature([r.scores[method] for r in mine], places)
 
 
 def interference(results: Sequence[Result]) -> Iterator[dict[str, Any]]:

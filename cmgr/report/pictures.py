@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from cmgr.router.scoring import BINS, NONE
+from cmgr.router.scoring import NONE
+from cmgr.stats import BINS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,10 +12,9 @@ from cmgr.recipe import Culture
 from cmgr.records import Decision
 from cmgr.router import Router
 from cmgr.sources.passages import mentions
-from cmgr.stats import macro_f1, wilson
+from cmgr.stats import ece, macro_f1, wilson
 
 NONE = "(none)"  # an abstention among culture ids, which never hold a bracket
-BINS = 10
 RESAMPLED = 200  # times, for the intervals of macro-F1 and ECE
 
 
@@ -115,13 +114,6 @@ def _counts(pairs: NDArray[np.int64], size: int) -> NDArray[np.int64]:
     counts = np.zeros((size, size), dtype=np.int64)
     np.add.at(counts, (pairs[:, 0], pairs[:, 1]), 1)
     return counts
-
-
-def ece(sure: NDArray[np.float64], right: NDArray[np.bool_]) -> float:
-    """The expected calibration error, ten equal bins (Naeini and others, 2015)."""
-    bins = np.minimum((sure * BINS).astype(int), BINS - 1)
-    gaps = np.bincount(bins, weights=right - sure, minlength=BINS)
-    return float(np.abs(gaps).sum() / len(sure))
 
 
 def _coverage(sure: NDArray[np.float64], right: NDArray[np.bool_]) -> list[dict[str, float]]:
