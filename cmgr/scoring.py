@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmgr.benchmarks import spellings
+from cmgr.errors import UsageError
 from cmgr.recipe import Culture, Recipe
 from cmgr.records import make_id
 from cmgr.tasks import Task
@@ -118,6 +119,12 @@ class Scorer:
             math.fsum(w * m for w, m in zip(weights, column, strict=True))
             for column in zip(*means, strict=True)
         ]
+
+
+def check_score(name: str | None) -> None:
+    """Raise UsageError for a score that there is not, and name those there are."""
+    if name is not None and name not in SCORES:
+        raise UsageError(f"--score {name}: there are {', '.join(SCORES)}")
 
 
 def persona(culture: Culture) -> Turn:

@@ -98,10 +98,9 @@ def command(
     if passages and no_passages:
         raise UsageError("choose one of --passages and --no-passages")
     if score is not None:
-        from cmgr.scoring import SCORES
+        from cmgr.scoring import check_score
 
-        if score not in SCORES:
-            raise UsageError(f"--score {score}: there are {', '.join(SCORES)}")
+        check_score(score)
     count = 0 if no_passages else passages
     ws = Workspace.find(workspace, say)
     scales = parse_blend(blend) if blend not in {None, "auto"} else None

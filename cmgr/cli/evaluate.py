@@ -90,10 +90,11 @@ def command(
     from cmgr import evaluate
     from cmgr.errors import CmgrError, PartialError, UsageError
     from cmgr.evaluate import bounds
-    from cmgr.scoring import SCORES
+    from cmgr.scoring import check_score
 
     if sum((json, csv, markdown, latex)) > 1:
         raise UsageError("one of --json, --csv, --markdown, --latex")
+    check_score(score)
     if data is None and (loader or map_ or part):
         raise UsageError("--loader, --map and --part go with --data")
     if data is not None and task is None:
@@ -101,8 +102,6 @@ def command(
     least = [bounds.parse(text) for text in fail_under or []]
     ws = Workspace.find(workspace, say)
     _check_names(methods)
-    if score is not None and score not in SCORES:
-        raise UsageError(f"--score {score}: there are {', '.join(SCORES)}")
     other = (data, task, methods, culture, limit, seed != 1, interference, judge, score)
     own = not any(other)
     # without the lock where nothing can be written: scores that are kept can be read

@@ -213,7 +213,11 @@ class Batch:
             context.drop(place)
 
     def _read(self, reader: Scales, group: list[_Prompt]) -> None:
-        """Read a group's prompts into sequences 1.., what they share only once."""
+        """Read a group's prompts into sequences 1.., what they share only once.
+
+        What all begin with is read apart and kept for the next group; what a prompt and the one
+        before it begin with is one token in both their sequences.
+        """
         context = self.context
         same, prefix = self._prefix_of(reader, group)
         if reader != self._reader:
@@ -224,14 +228,23 @@ class Batch:
         self._prefix = prefix[:same]
         context.decode([(t, i, PREFIX, False) for i, t in enumerate(prefix) if i >= same])
         self._prefix = prefix
-        items: list[Token] = []
         start = len(self._prefix)
+        read: list[tuple[int, int, list[int]]] = []  # token, position, the sequences that have it
+        path: list[list[int]] = []  # those of the last prompt's tokens, from `start` on
+        before: list[int] = []
         for place, prompt in enumerate(group, PREFIX + 1):
-            prompt.cached = start if place > PREFIX + 1 else same
             context.copy(PREFIX, place)
-            items += [(t, i, place, False) for i, t in enumerate(prompt.tokens) if i >= start]
-        context.decode(items)
-        self._used = start + len(items)
+            there = max(start, common_prefix(before, prompt.tokens)) if before else start
+            prompt.cached = there if before else same
+            path = path[: there - start]
+            for sequences in path:
+                sequences.append(place)
+            for i in range(there, len(prompt.tokens)):
+                path.append([place])
+                read.append((prompt.tokens[i], i, path[-1]))
+            before = prompt.tokens
+        context.decode([(token, i, tuple(sequences), False) for token, i, sequences in read])
+        self._used = start + len(read)
 
     def _portion(self, todo: Sequence[_Task], free: int) -> int:
         """How many of these answers there is room for at once, one at least.

@@ -25,7 +25,8 @@ from cmgr.workspace import read_json
 
 Logits = npt.NDArray[np.float32]
 Scales = tuple[tuple[str, float], ...]  # adapters at work, sorted by name; () is the bare base
-Token = tuple[int, int, int, bool]  # token, position, sequence, whether its logits are wanted
+# token, position, the sequence that it is in (or all that share it), whether its logits are wanted
+Token = tuple[int, int, int | tuple[int, ...], bool]
 
 BATCH = 512
 NOT_FINITE = "the model computes no finite numbers under these adapters. Give them lower scales"
@@ -236,7 +237,7 @@ class Context:
         if not self.handle:
             raise CmgrError(f"llama.cpp cannot make a context of {cells} tokens: too large?")
         self.memory = lib.llama_get_memory(self.handle)
-        self._batch = lib.llama_batch_init(BATCH, 0, 1)
+        self._batch = lib.llama_batch_init(BATCH, 0, sequences)
         self._active: Scales = ()
 
     @property
@@ -269,17 +270,18 @@ class Context:
 
         Raises CmgrError when the cells are used up.
         """
-        self._check(*{item[2] for item in items})
+        self._check(*{sequence for item in items for sequence in _sequences(item)})
         rows: list[Logits] = []
         batch, shape = self._batch, (self.model.n_vocab,)
         for start in range(0, len(items), BATCH):
             chunk = items[start : start + BATCH]
             batch.n_tokens = len(chunk)
-            for i, (token, position, sequence, wanted) in enumerate(chunk):
-                batch.token[i] = token
-                batch.pos[i] = position
-                batch.n_seq_id[i] = 1
-                batch.seq_id[i][0] = sequence
+            for i, item in enumerate(chunk):
+                batch.token[i], batch.pos[i], _, wanted = item
+                sequences = _sequences(item)
+                batch.n_seq_id[i] = len(sequences)
+                for n, sequence in enumerate(sequences):
+                    batch.seq_id[i][n] = sequence
                 batch.logits[i] = wanted
             with self.model.pace.step(len(chunk), "adapted" if self._active else ""):
                 if self._threads != self.model.threads:
@@ -317,6 +319,10 @@ class Context:
     def clear(self) -> None:
         """Forget everything."""
         self.lib.llama_memory_clear(self.memory, True)
+
+
+def _sequences(item: Token) -> tuple[int, ...]:
+    return item[2] if isinstance(item[2], tuple) else (item[2],)
 
 
 class Reader:
