@@ -14,7 +14,9 @@ from cmgr.errors import READ_ONLY, MissingError, UsageError
 from cmgr.records import Answer, Decision, Message, Source, json_lines, make_id
 from cmgr.retrieval import answering
 from cmgr.runtime import Runtime
+from cmgr.runtime.choices import encode_choices
 from cmgr.runtime.llama import Model
+from cmgr.scoring import Scorer, probabilities, temperatures
 from cmgr.workspace import Workspace, append_lines, blank, parsed
 
 if TYPE_CHECKING:
@@ -153,6 +155,13 @@ def adapter_name(scales: Mapping[str, float]) -> str | None:
     return ",".join(f"{name}={scale:g}" for name, scale in scales.items())
 
 
+def _scales_of(name: str | None) -> dict[str, float]:
+    """The scales that `adapter_name` has named so."""
+    if name is None:
+        return {}
+    return parse_blend(name) if "=" in name else {name: 1.0}
+
+
 def parse_blend(text: str) -> dict[str, float]:
     """`japan=0.6,brazil=0.4` as scales. Raises UsageError."""
     scales: dict[str, float] = {}
@@ -239,11 +248,16 @@ class Conversation:
         return self._messages(self._first)
 
     def _messages(self, first: int) -> list[Message]:
-        found = [Message(role="system", content=self.system)] if self.system else []
-        for answer in self.answers[first:]:
-            found += self._asked(answer.prompt, answer.sources)
-            found.append(Message(role="assistant", content=answer.response))
-        return found
+        turns = [message for answer in self.answers[first:] for message in self._turn(answer)]
+        return [*self._system(), *turns]
+
+    def _system(self) -> list[Message]:
+        return [Message(role="system", content=self.system)] if self.system else []
+
+    def _turn(self, answer: Answer) -> list[Message]:
+        """A turn of the thread: what was asked, and the answer."""
+        said = Message(role="assistant", content=answer.response)
+        return [*self._asked(answer.prompt, answer.sources), said]
 
     def _asked(self, text: str, sources: Sequence[Source]) -> list[Message]:
         """A turn of the user as the model sees it: what it rests on, then the question."""
@@ -364,6 +378,41 @@ class Conversation:
             for _ in self._stream(answer, scales, max_tokens, temperature, seed, apart=True):
                 pass
             yield answer
+
+    def choose(self, options: Sequence[str]) -> dict[str, float]:
+        """How likely each of these answers is to the last turn, by who answered it.
+
+        Scored as the choices of a batch are (cmgr/scoring.py). The thread stays as it is. Raises
+        UsageError without a turn, or without two different options.
+        """
+        if self.last is None:
+            raise UsageError("/choose asks about the last turn: there is none yet")
+        if len(set(options)) < max(2, len(options)) or not all(options):
+            raise UsageError("/choose wants two or more different answers: /choose yes | no")
+        last, scorer = self.last, Scorer(self.ws.recipe)
+        scales = _scales_of(last.adapter)
+        there = bool(self.answers) and self.answers[-1] is last
+        kept = self.answers[self._first : -1 if there else None]
+        before = [*self._system(), *(m for answer in kept for m in self._turn(answer))]
+        asked = [*before, *self._asked(last.prompt, last.sources)]
+        plain = [*before, *self._asked(last.prompt, [])]
+        readings = scorer.readings(
+            *([(m.role, m.content) for m in asked], tuple(scales.items()), last.culture),
+            plain=[(m.role, m.content) for m in plain],
+        )
+        means = [
+            self.runtime.score(
+                [Message.model_validate({"role": r, "content": t}) for r, t in one.turns],
+                options,
+                dict(one.scales),
+            )
+            for one in readings
+        ]
+        sizes = [len(tokens) for tokens in encode_choices(self.runtime.model, options)]
+        known = temperatures(self.ws, scorer, self.runtime.model.base.fingerprint)
+        sharpness = known[bool(scales), bool(last.sources)]
+        shares = probabilities(scorer.combine(readings, means, sizes), sharpness)
+        return {o: round(float(p), 6) for o, p in zip(options, shares, strict=True)}
 
     def _record(self, text: str) -> Answer:
         return Answer(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from math import exp
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,30 @@ def test_compare_reads_the_turn_once_and_leaves_the_thread(talk: Conversation) -
     assert len(answers) >= 2 and all(a.response for a in answers)
     tokens = answers[0].usage["prompt_tokens"] - len(talk.runtime.model.invocation)
     assert [a.usage["cached_tokens"] for a in answers[1:]] == [tokens] * (len(answers) - 1)
+
+
+def test_options_are_scored_as_answers_to_the_last_turn_and_the_thread_stays(
+    talk: Conversation,
+) -> None:
+    with pytest.raises(UsageError, match="none yet"):
+        talk.choose(["yes", "no"])
+    talk.set_mode("japan")
+    ask(talk, "Hello from Japan")
+    ask(talk, "How do people greet in Japan?")
+    before = talk.messages()
+    for options in (["yes"], ["yes", "yes"], ["yes", ""]):
+        with pytest.raises(UsageError, match="two or more different"):
+            talk.choose(options)
+    options = ["They bow from the waist.", "Xylophone quartz!"]
+    last = talk.answers[-1]
+    asked = [*talk._turn(talk.answers[0]), *talk._asked(last.prompt, last.sources)]
+    scores = talk.runtime.score(asked, options, {"japan": 1.0})
+    found = talk.choose(options)
+    assert list(found) == options and sum(found.values()) == pytest.approx(1, abs=1e-5)
+    assert found[options[0]] == pytest.approx(1 / (1 + exp(scores[1] - scores[0])), abs=1e-4)
+    assert found[options[0]] > 0.5 and talk.messages() == before
+    talk.ws.recipe.answer.score = "contrast"  # who else could be meant is read by the base
+    assert talk.choose(options)[options[0]] > 0.5 and talk.messages() == before
 
 
 def test_compare_and_a_refused_turn_leave_the_window_where_it_is(trained: Path) -> None:

@@ -83,7 +83,8 @@ def command(
     markdown: Annotated[bool, typer.Option("--markdown", help="A Markdown table")] = False,
     latex: Annotated[bool, typer.Option("--latex", help="A LaTeX table")] = False,
     every: Annotated[
-        bool, typer.Option("--all", help="All tables: intervals, cultures, tasks, router, coverage")
+        bool,
+        typer.Option("--all", help="All tables: intervals, cultures, tasks, router, calibration"),
     ] = False,
 ) -> None:
     """Score methods on held-out items, or on a benchmark's own files; run it again to go on."""
@@ -269,6 +270,7 @@ def _show_all(rows: list[dict[str, Any]]) -> None:
             apart = [r for r in mine if r["task"] != whole and r["culture"] == "all"]
             _cross("task", apart, methods)
     _show_router(rows)
+    _show_calibration(rows)
     _show_coverage(rows)
     _show_matrix(rows)
 
@@ -343,6 +345,16 @@ def _show_router(rows: list[dict[str, Any]]) -> None:
                 ]
                 for r in mine
             ],
+        )
+
+
+def _show_calibration(rows: list[dict[str, Any]]) -> None:
+    mine = [row for row in rows if row["kind"] == "calibration"]
+    if mine:
+        table(
+            f"Probabilities of options ({mine[0]['rule'][0]}): how far they err",
+            ["method", "n", "temperature", "calibration error"],
+            [[r["method"], r["n"], f"{r['temperature']:.2f}", f"{r['ece']:.3f}"] for r in mine],
         )
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cmgr.cli.console import emit_json, escaped, is_terminal, is_tty, plain, say, valid
+from cmgr.cli.console import emit_json, escaped, is_terminal, is_tty, out, plain, say, valid
 from cmgr.conversation import MODES, adapter_name, parse_blend
 from cmgr.errors import CmgrError, UsageError, unless_read_only
 from cmgr.records import Answer, json_lines
@@ -24,6 +24,7 @@ COMMANDS = {
     "base": ("", "the bare base answers"),
     "blend": ("[LIST]", "several at once: japan=0.6,brazil=0.4; or the router's"),
     "compare": ("[TEXT]", "base and likely cultures side by side; or the last turn"),
+    "choose": ("A | B", "how likely each of these answers is to the last turn"),
     "why": ("", "the n-grams that decided the last turn"),
     "system": ("[TEXT]", "set the system message, or take it away"),
     "undo": ("", "take the last turn back"),
@@ -187,6 +188,8 @@ def slash(ask: Asker, text: str) -> None:
         talk.set_mode("blend", parse_blend(argument) if argument not in {"", "auto"} else None)
     elif word == "compare":
         _compare(ask, argument)
+    elif word == "choose":
+        _choose(ask, argument)
     elif word == "why":
         _why(ask)
     elif word == "system":
@@ -229,6 +232,16 @@ def _compare(ask: Asker, text: str) -> None:
             emit_json(answer.model_dump())
     else:
         show_side_by_side(answers)
+
+
+def _choose(ask: Asker, text: str) -> None:
+    """The options on stdout, the likeliest first."""
+    found = ask.talk.choose([option.strip() for option in text.split("|")])
+    if ask.json:
+        emit_json({"choice_probabilities": found})
+        return
+    for option in sorted(found, key=lambda o: -found[o]):
+        out(plain(f"{found[option]:.2f}  {option}"))
 
 
 def show_side_by_side(answers: list[Answer]) -> None:

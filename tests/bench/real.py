@@ -57,7 +57,8 @@ RUNS: dict[str, dict[str, Any]] = {
         "file": "crehate.jsonl",
         "loader": "crehate",
         "train": {"task_epochs": 2, "start": "shared"},
-        "eval": ["--interference", "--limit", "120"],
+        "eval": ["--interference"],
+        "baselines": "majority",
     },
     "fork": {
         "cultures": ["united-states", "china", "japan", "india"],
@@ -70,6 +71,7 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 RATE, PART = 0.0005, "1/2"
 METHODS = "base,prompt,few-shot,shared,merged,broad,routed,oracle"
+BASELINES = "popular,words"  # they read nothing
 
 
 def prepare(options: argparse.Namespace, work: Path) -> Path:
@@ -126,7 +128,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=RATE)
     parser.add_argument("--part", default=PART, help="to train on; asked is 2/2")
     parser.add_argument("--validation", type=float, default=0.0, help="the share held back")
-    parser.add_argument("--methods", default=METHODS)
+    parser.add_argument("--methods", help=f"[default: {METHODS}, and those that read nothing]")
     parser.add_argument("--evidence", type=Path, action="append", default=[])
     options, more = parser.parse_known_args()
     run = RUNS[options.run]
@@ -146,7 +148,8 @@ def main() -> None:
     call("synthesize", *at)
     call("synthesize", *at, "--import", data, *task, *loader, "--part", options.part)
     call("train", *at)
-    methods = options.methods.split(",")
+    named = options.methods or f"{METHODS},{run.get('baselines', BASELINES)}"
+    methods = named.split(",")
     for variant in [m for m in methods if m in VARIANTS and m != SHARED]:
         call("train", *at, "--variant", variant)
     if "merged" in methods:
@@ -155,7 +158,7 @@ def main() -> None:
     cultures = [word for c in run["cultures"] for word in ("--culture", c)]
     call(
         *("eval", *at, *task, "--data", data, *loader, "--part", "2/2"),
-        *("--methods", options.methods, *(more or run["eval"]), *cultures),
+        *("--methods", named, *(more or run["eval"]), *cultures),
     )
 
 
