@@ -241,7 +241,7 @@ class Answering(Part):
     passages: int = Field(default=3, ge=0, le=10)
     encoder: str = "auto"
     score: Literal["mean", "sum", "pmi", "contrast"] = "mean"
-    contrast_weight: float = Field(default=3.0, ge=0)
+    contrast_weight: float = Field(default=1.0, ge=0)
 
 
 class Evaluate(Part):
