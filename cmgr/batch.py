@@ -21,6 +21,7 @@ from cmgr.runtime.batch import Batch, Job, Outcome
 from cmgr.runtime.choices import encode_choices
 from cmgr.runtime.llama import Model
 from cmgr.scoring import Reading, Scorer, probabilities, temperatures
+from cmgr.several import join, prompts
 from cmgr.workspace import Progress, Workspace, append_lines, write_atomic
 
 VERSION = 1  # of what `made_from` is a hash of
@@ -165,7 +166,7 @@ def _run(
         old = kept.get(name)
         if old is None or old.error:
             todo.append(turn)
-        elif old.made_from and old.made_from == settings.key(turn, old.usage, len(old.sources)):
+        elif old.made_from and old.made_from == settings.key_of(turn, old):
             store.have(_said_now(old, turn.record))
         else:
             todo.append(turn)
@@ -205,6 +206,7 @@ class _Turn:
     record: Answer
     scales: dict[str, float]
     found: list[Source] = field(default_factory=list)  # for it; the record has what fits
+    parts: list[_Turn] = field(default_factory=list)  # of several cultures, each for itself
 
     @property
     def messages(self) -> list[Message]:
@@ -226,12 +228,32 @@ def _decided(name: str, line: Line, routes: Routes, decisions: dict[str, Decisio
         if line.text not in decisions:
             decisions[line.text] = routes.decide(line.text)
         scales = routes.choose(record, decisions[line.text])
-    return _Turn(line, record, scales)
+    turn = _Turn(line, record, scales)
+    # options are chosen from by the likeliest culture
+    routed = record.decided_by == "router" and not line.choices
+    cultures = routes.parts(decisions[line.text]) if routed else []
+    for culture, text in prompts(routes.ws.recipe, line.text, cultures).items():
+        turn.parts.append(_part(turn, culture, text))
+    return turn
+
+
+def _part(turn: _Turn, culture: str, text: str) -> _Turn:
+    """A line as it is put to one of the cultures that it means."""
+    change: dict[str, object] = {"prompt": text}
+    if turn.line.messages:
+        at = max(n for n, m in enumerate(turn.line.messages) if m.role == "user")
+        asked = Message(role="user", content=text)
+        messages = [asked if n == at else m for n, m in enumerate(turn.line.messages)]
+        change = {"messages": messages}
+    record = Answer(id=turn.record.id, prompt=text, culture=culture, adapter=culture)
+    record.decided_by = "router"
+    return _Turn(turn.line.model_copy(update=change), record, {culture: 1.0})
 
 
 def _said_now(old: Answer, record: Answer) -> Answer:
     """A kept answer with what the router says today."""
-    now = record.model_dump(include={"culture", "adapter", "probability", "probabilities"})
+    said = {"probability", "probabilities"} | ({"culture", "adapter"} if not old.parts else set())
+    now = record.model_dump(include=said)
     return old.model_copy(update=now)
 
 
@@ -256,13 +278,19 @@ class _Settings:
         self._temperatures = temperatures(ws, scorer, self.base.fingerprint)
 
     def find(self, turn: _Turn) -> None:
-        """Find the passages that go before a line's question."""
+        """Find the passages that go before a line's question (of each culture that it means)."""
+        for part in turn.parts:
+            self.find(part)
+        if turn.parts:
+            return
         said = [m.content for m in turn.messages[:-1] if m.role == "user"]
         turn.found = self.sources.of(turn.scales, turn.line.text, *said[-1:])
         turn.record.sources = list(turn.found)
 
     def fit(self, turn: _Turn, model: Model) -> None:
         """Leave passages out, the last ones first, until the prompt fits the context."""
+        for part in turn.parts:
+            self.fit(part, model)
         line = turn.line
         room = self.ws.recipe.base.context - len(model.invocation)
         room -= 0 if line.choices else min(line.max_tokens or self.max_tokens, room // 4)
@@ -299,6 +327,8 @@ class _Settings:
 
     def jobs(self, turn: _Turn) -> list[Job]:
         """What is computed for a line: an answer, or the readings that its choices take."""
+        if turn.parts:
+            return [self.job(part) for part in turn.parts]
         job = self.job(turn)
         if not job.choices:
             return [job]
@@ -314,6 +344,16 @@ class _Settings:
     def sharpness(self, turn: _Turn) -> float:
         """The temperature at which the scores of a line's choices are probabilities."""
         return self._temperatures[bool(turn.scales), bool(turn.record.sources)]
+
+    def key_of(self, turn: _Turn, answer: Answer) -> str | None:
+        """The hash of all that decides an answer to a line: see `key`."""
+        if len(turn.parts) != len(answer.parts):
+            return None
+        if not turn.parts:
+            return self.key(turn, answer.usage, len(answer.sources))
+        pairs = zip(turn.parts, answer.parts, strict=True)
+        keys = [self.key(mine, part.usage, part.sources) for mine, part in pairs]
+        return make_id(VERSION, *keys) if None not in keys else None
 
     def key(self, turn: _Turn, usage: Mapping[str, int], shown: int) -> str | None:
         """The hash of all that decides a line's answer; None where an adapter is not there.
@@ -369,7 +409,7 @@ def _answers(
             turns: list[_Turn] = []
             for turn in todo[start : start + WINDOW]:
                 try:
-                    routes.load(model, turn.scales)
+                    routes.load(model, [*turn.scales, *(c for p in turn.parts for c in p.scales)])
                 except CmgrError as error:
                     turn.record.error = str(error)
                     yield turn.record
@@ -382,7 +422,7 @@ def _answers(
                     turn = turns[number]
                     answer = _finished(turn, outcomes, settings, model)
                     if not answer.error:
-                        answer.made_from = settings.key(turn, answer.usage, len(answer.sources))
+                        answer.made_from = settings.key_of(turn, answer)
                     yield answer
     finally:
         if batch is not None:
@@ -406,6 +446,11 @@ def _finished(
     turn: _Turn, outcomes: Sequence[Outcome], settings: _Settings, model: Model
 ) -> Answer:
     record, choices = turn.record, turn.line.choices
+    if turn.parts:
+        pairs = zip(turn.parts, outcomes, strict=True)
+        parts = [_finished(part, [outcome], settings, model) for part, outcome in pairs]
+        join(record, parts, {c.id: c for c in settings.ws.recipe.cultures})
+        return record
     outcome = outcomes[0]
     record.response, record.usage = outcome.response, outcome.usage
     record.error = next((one.error for one in outcomes if one.error), None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from cmgr.runtime import Runtime
 from cmgr.runtime.choices import encode_choices
 from cmgr.runtime.llama import Model
 from cmgr.scoring import Scorer, probabilities, temperatures
+from cmgr.several import explain, head, join, prompts, rewrite
 from cmgr.workspace import Workspace, append_lines, blank, parsed
 
 if TYPE_CHECKING:
@@ -31,12 +33,20 @@ class Routes:
     """Who answers a turn: the adapters' scales by a mode, and the router's decision.
 
     `mode` is "auto" (the router names one culture), "blend" (its cultures above the bar, scaled by
-    probability; or the fixed `blend`), "base", or a culture's id. Raises MissingError where the
+    probability; or the fixed `blend`), "base", or a culture's id. `several` says, in place of the
+    recipe, who answers what means several cultures (cmgr/several.py). Raises MissingError where the
     router is needed and absent, UsageError for a culture that the recipe does not have.
     """
 
-    def __init__(self, ws: Workspace, mode: str, blend: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self,
+        ws: Workspace,
+        mode: str,
+        blend: Mapping[str, float] | None = None,
+        several: str | None = None,
+    ) -> None:
         self.ws = ws
+        self.several = several or ws.recipe.answer.several
         self._router: Router | None = None
         self._told: set[str] = set()
         self.set(mode, blend)
@@ -80,7 +90,7 @@ class Routes:
             return {}
         if decision is None:
             return self.blend or {self.mode: 1.0}
-        if self.mode == "blend":
+        if self.mode == "blend" or (self.several == "blend" and len(decision.cultures) > 1):
             there = [c for c in decision.cultures if self.has_adapter(c)]
             self._tell_missing(decision.cultures, "the others answer" if there else _BASE_ANSWERS)
             total = sum(decision.probabilities[c] for c in there)
@@ -94,6 +104,15 @@ class Routes:
             self._tell_missing([culture], _BASE_ANSWERS)
             culture = None
         return {culture: 1.0} if culture else {}
+
+    def parts(self, decision: Decision | None) -> list[str]:
+        """The cultures that each answer a turn for themselves; none where it means one."""
+        if decision is None or self.mode != "auto" or self.several != "parts":
+            return []
+        there = [c for c in decision.cultures if self.has_adapter(c)]
+        if len(there) < len(decision.cultures):
+            self._tell_missing(decision.cultures, "the others answer" if there else _BASE_ANSWERS)
+        return there if len(there) > 1 else []
 
     def choose(
         self, answer: Answer, decision: Decision | None, thread: str | None = None
@@ -197,9 +216,9 @@ def _forget(log: Path, answer_id: str) -> None:
 class Conversation:
     """One thread over a workspace's base and adapters, kept in `logs/chat/` unless `log` is off.
 
-    `mode` and `blend`: see Routes. `passages` of a culture go before each question, in place of
-    the recipe's number. Raises MissingError (the command that makes what is missing) for an
-    adapter, a router or a base that is not there.
+    `mode`, `blend` and `several`: see Routes. `passages` of a culture go before each question, in
+    place of the recipe's number. Raises MissingError (the command that makes what is missing) for
+    an adapter, a router or a base that is not there.
     """
 
     def __init__(
@@ -209,9 +228,11 @@ class Conversation:
         blend: Mapping[str, float] | None = None,
         log: bool = True,
         passages: int | None = None,
+        several: str | None = None,
     ) -> None:
         self.ws = ws
         self.sources = answering.Sources(ws, passages)
+        self._cultures = {culture.id: culture for culture in ws.recipe.cultures}
         self._names = {culture.id: culture.name for culture in ws.recipe.cultures}
         self.system = ""
         self.answers: list[Answer] = []
@@ -223,7 +244,7 @@ class Conversation:
             self._log = ws.path("logs", "chat", name)
         settings = ws.recipe.base
         base = base_of(ws)
-        self.routes = Routes(ws, mode, blend)
+        self.routes = Routes(ws, mode, blend, several)
         self.runtime = Runtime(base, settings.context, settings.cache_mb)
         try:
             self.routes.load(self.runtime.model, named(mode, blend))
@@ -351,30 +372,93 @@ class Conversation:
         A turn whose answer is stopped early stays in the thread with what was said.
         """
         answer = self._record(text)
-        scales = self.routes.choose(answer, self.routes.decide(text), self._thread_culture())
+        decision = self.routes.decide(text)
+        scales = self.routes.choose(answer, decision, self._thread_culture())
+        parts = self.routes.parts(decision)
         try:
-            yield from self._stream(answer, scales, max_tokens, temperature, seed)
+            if parts:
+                yield from self._in_parts(answer, parts, max_tokens, temperature, seed)
+            else:
+                yield from self._stream(answer, scales, max_tokens, temperature, seed)
         finally:
             if answer.response:
                 self.answers.append(answer)
                 self._keep(lambda log: _append(log, answer))
             self.last = answer
 
+    def _in_parts(
+        self,
+        answer: Answer,
+        cultures: Sequence[str],
+        max_tokens: int,
+        temperature: float,
+        seed: int,
+    ) -> Iterator[str]:
+        """Each culture's answer under its head; what was said of the last is kept when stopped."""
+        made: list[Answer] = []
+        try:
+            for culture, text in prompts(self.ws.recipe, answer.prompt, cultures).items():
+                part = self._record(text)
+                describe(part, {culture: 1.0})
+                apart, scales = bool(made), {culture: 1.0}
+                made.append(part)
+                before = ("\n\n" if apart else "") + head(self._cultures[culture])
+                with closing(
+                    self._stream(part, scales, max_tokens, temperature, seed, apart)
+                ) as stream:
+                    for number, piece in enumerate(stream):
+                        yield piece if number else before + piece.lstrip()
+        finally:
+            join(answer, [part for part in made if part.response], self._cultures)
+            answer.decided_by = "router"
+
     def compare(
         self, text: str, *, max_tokens: int = 200, temperature: float = 0.0, seed: int = 0
     ) -> Iterator[Answer]:
         """The same turn by the base and by every culture above the bar (all, where none is).
 
-        The thread stays as it is.
+        Where it means several, each is asked about itself, and the base as it was written. The
+        thread stays as it is.
         """
         decision = self.routes.router().decide(text)
         cultures = decision.cultures or [c.id for c in self.ws.recipe.cultures]
+        several = len(decision.cultures) > 1
+        asked = prompts(self.ws.recipe, text, decision.cultures) if several else {}
         for culture in [None, *self.routes.with_adapter(cultures)]:
             scales = {culture: 1.0} if culture else {}
-            answer = self._record(text)
+            answer = self._record(asked.get(culture or "", text))
             describe(answer, scales)
             answer.probability = decision.probabilities.get(culture or "", decision.probability)
             answer.probabilities = decision.probabilities
+            for _ in self._stream(answer, scales, max_tokens, temperature, seed, apart=True):
+                pass
+            yield answer
+
+    def carry(
+        self,
+        text: str,
+        origin: str,
+        target: str,
+        *,
+        max_tokens: int = 200,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> Iterator[Answer]:
+        """A message of one culture for people of another: what it means, then the message anew.
+
+        The first answer explains it under the adapter of `origin`, the second writes it again
+        under that of `target`. The thread stays as it is. Raises as `set_mode` does.
+        """
+        for culture in (origin, target):
+            self.ws.check_adapter(culture)
+        explained = self._record(explain(self._cultures[origin], text))
+        for answer, culture in ((explained, origin), (None, target)):
+            if answer is None:
+                asked = rewrite(self._cultures[target], text, explained.response)
+                answer = self._record(asked)
+            scales = {culture: 1.0}
+            describe(answer, scales)
+            answer.decided_by = "user"
             for _ in self._stream(answer, scales, max_tokens, temperature, seed, apart=True):
                 pass
             yield answer
@@ -390,7 +474,7 @@ class Conversation:
         if len(set(options)) < max(2, len(options)) or not all(options):
             raise UsageError("/choose wants two or more different answers: /choose yes | no")
         last, scorer = self.last, Scorer(self.ws.recipe)
-        scales = _scales_of(last.adapter)
+        scales = {str(last.culture): 1.0} if last.parts else _scales_of(last.adapter)
         there = bool(self.answers) and self.answers[-1] is last
         kept = self.answers[self._first : -1 if there else None]
         before = [*self._system(), *(m for answer in kept for m in self._turn(answer))]
@@ -431,7 +515,7 @@ class Conversation:
         temperature: float,
         seed: int,
         apart: bool = False,
-    ) -> Iterator[str]:
+    ) -> Generator[str, None, None]:
         """Write an answer; one that is `apart` from the thread does not move what is in context."""
         self.routes.load(self.runtime.model, scales)
 

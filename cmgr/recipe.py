@@ -234,12 +234,15 @@ class Answering(Part):
     """What a culture's answers rest on: how many of its passages go into the prompt (0: none).
 
     `encoder` ranks them: auto (all-MiniLM-L6-v2 where its package is installed, else BM25), none
-    (BM25), a GGUF embedding model, or a sentence-transformers folder. `score` is how given options
+    (BM25), a GGUF embedding model, or a sentence-transformers folder. `several`: a prompt that
+    means several cultures is answered once by each (parts), by their adapters together (blend), or
+    by the likeliest (best). `score` is how given options
     are scored (cmgr/scoring.py), `contrast_weight` how much the culture's own difference counts.
     """
 
     passages: int = Field(default=3, ge=0, le=10)
     encoder: str = "auto"
+    several: Literal["parts", "blend", "best"] = "parts"
     score: Literal["mean", "sum", "pmi", "contrast"] = "mean"
     contrast_weight: float = Field(default=1.0, ge=0)
 

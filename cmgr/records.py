@@ -164,14 +164,25 @@ class Claim(BaseModel):
     source: int | None
 
 
+class Part(BaseModel):
+    """One culture's answer to a prompt that means several, and the prompt as it was put to it."""
+
+    culture: str
+    prompt: str
+    response: str
+    usage: dict[str, int] = {}
+    sources: int = 0  # how many passages it read
+
+
 class Answer(Record):
     """One reply of the runtime.
 
-    `adapter` names what was on (`japan`, or `japan=0.6,brazil=0.4`), `culture` the strongest of
-    it; `decided_by` says who chose: the user, the router, or the thread (a follow-up that names no
-    culture). `made_from` is of a batch: a hash of all that decides the answer. `sources` are the
-    passages of the culture's evidence that the model read before the question, `claims` which
-    sentence of the answer stands in which of them.
+    `adapter` names what was on (`japan`, or `japan=0.6,brazil=0.4`; `japan+brazil` where each
+    answered for itself, in `parts`), `culture` the strongest of it; `decided_by` says who chose:
+    the user, the router, or the thread (a follow-up that names no culture). `made_from` is of a
+    batch: a hash of all that decides the answer. `sources` are the passages of the culture's
+    evidence that the model read before the question, `claims` which sentence of the answer stands
+    in which of them.
     """
 
     id: str
@@ -191,3 +202,4 @@ class Answer(Record):
     made_from: str | None = None
     sources: list[Source] = []
     claims: list[Claim] = []
+    parts: list[Part] = []

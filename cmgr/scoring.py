@@ -12,14 +12,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cmgr.benchmarks import spellings
 from cmgr.errors import UsageError
+from cmgr.names import swap
 from cmgr.recipe import Culture, Recipe
 from cmgr.records import make_id
 from cmgr.tasks import Task
@@ -32,7 +31,6 @@ SCORES = {
     "contrast": "the mean, and what naming this culture and not another adds to it in the base",
 }
 SWAPS = 3  # other cultures that a question is put about
-ARTICLE = re.compile(r"United |(?:Netherlands|Philippines|Gambia|Bahamas|Maldives)$", re.IGNORECASE)
 
 Turn = tuple[str, str]  # role, content
 Scales = tuple[tuple[str, float], ...]
@@ -143,54 +141,6 @@ def neutral(task: Task) -> str:
     blank = re.sub(r"\{(culture|place)\}", "the country", task.prompt)
     blank = re.sub(r"\{\w+\}", "...", blank)
     return blank if re.search(r"[^\W_]", blank) else task.instruction or "Answer the question."
-
-
-# -- the same text about another culture ----------------------------------------------------------
-
-
-def swap(text: str, culture: Culture, other: Culture) -> str | None:
-    """A text with the names of another culture in place of one's; None where it names none.
-
-    A name becomes the name, a demonym the demonym (or the name), a place one of the other's places.
-    """
-    found = _names(culture.name, culture.demonym, tuple(culture.places), culture.model_dump_json())
-    named = False
-
-    def put(match: re.Match[str]) -> str:
-        nonlocal named
-        named = True
-        word = match["name"].casefold()
-        if word == culture.demonym.casefold() and other.demonym:
-            return (match["the"] or "") + other.demonym
-        at = [place.casefold() for place in culture.places]
-        if word in at and other.places:
-            return other.places[at.index(word) % len(other.places)]
-        if not ARTICLE.search(other.name):
-            return other.name
-        return f"{'The' if match.start() == 0 else 'the'} {other.name}"
-
-    new = found.sub(put, text)
-    return new if named else None
-
-
-@cache
-def _names(name: str, demonym: str, places: tuple[str, ...], culture: str) -> re.Pattern[str]:
-    """Every name of a culture, the longest first; short ones in capitals alone: US, UK."""
-    told = [name, demonym, *places, *spellings(Culture.model_validate_json(culture))]
-    every = sorted({n for n in told if n}, key=lambda n: (-len(n), n))
-    either = "|".join(map(_spelt, every))
-    return re.compile(rf"(?<!\w)(?P<the>[Tt]he )?(?P<name>{either})(?!\w)")
-
-
-def _spelt(name: str) -> str:
-    """A pattern for a name in any case; "u s" is U.S., and "of" and "the" may stand within."""
-    words = name.split()
-    if len(words) > 1 and all(len(word) == 1 for word in words):
-        return r"\.\s?".join(word.upper() for word in words) + r"\.?"
-    if len(name) <= 3 and name.isascii():
-        return re.escape(name.upper())
-    within = r"\s+(?:(?:of|and|the)\s+)*"
-    return f"(?i:{within.join(map(re.escape, words))})"
 
 
 # -- probabilities --------------------------------------------------------------------------------

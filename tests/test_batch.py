@@ -21,7 +21,7 @@ from cmgr import batch as files
 from cmgr.base import resolve
 from cmgr.conversation import Routes
 from cmgr.errors import CmgrError
-from cmgr.records import Message
+from cmgr.records import Decision, Message
 from cmgr.runtime import Runtime
 from cmgr.runtime.batch import Batch, Job, Outcome
 from cmgr.runtime.choices import encode_choices
@@ -32,6 +32,7 @@ from cmgr.workspace import Workspace
 PLACES = ["Osaka", "Japan City", "Salvador", "Brazil City", "Hamburg", "Germany City"]
 ASKED = ["How is a waiter tipped?", "How do people greet at a first meeting?", "Who pays?"]
 PROMPTS = [f"In {place}: {question}" for place in PLACES for question in ASKED]
+PAIR = {"japan": "Japan", "brazil": "Brazil"}
 CHOICES = ["They bow from the waist.", "They shake hands", "No tip", "Yes"]
 
 
@@ -87,6 +88,42 @@ def test_choices_are_weighed_as_one_by_one(runtime: Runtime) -> None:
         if best - second > 0.5:
             assert sums.argmax() == alone.argmax()
     assert np.sqrt(np.mean(np.square(apart))) < 0.1 and np.abs(apart).max() < 0.5
+
+
+@pytest.mark.model
+def test_a_line_that_means_two_cultures_is_answered_in_parts_and_kept(
+    trained: Path, tmp_path: Path
+) -> None:
+    ws = Workspace(trained)
+    routes = Routes(ws, "auto")
+    question = "How do people greet at a first meeting in Japan and Brazil?"
+    alone = {c: question.replace("Japan and Brazil", n) for c, n in PAIR.items()}
+    lines = [json.dumps({"id": "both", "prompt": question}).encode()]
+    lines += [json.dumps({"id": c, "prompt": t, "culture": c}).encode() for c, t in alone.items()]
+    lines.append(json.dumps({"id": "pick", "prompt": question, "choices": CHOICES}).encode())
+    real = routes.router().decide
+
+    def decide(text: str) -> Decision:  # the router of so few texts is unsure
+        found = real(text)
+        return found.model_copy(update={"cultures": [*PAIR], "culture": "japan"})
+
+    routes.decide = decide  # type: ignore[method-assign]
+    out = tmp_path / "out.jsonl"
+    assert files.run(ws, lines, out, routes, max_tokens=8) == (4, 0)
+    both, japan, brazil, pick = map(json.loads, out.read_text().splitlines())
+    assert both["adapter"] == "japan+brazil" and pick["adapter"] == "japan" and not pick["parts"]
+    assert both["response"] == (
+        f"In Japan: {both['parts'][0]['response']}\n\nIn Brazil: {both['parts'][1]['response']}"
+    )
+    for part, one in zip(both["parts"], (japan, brazil), strict=True):
+        assert (part["prompt"], part["response"]) == (one["prompt"], one["response"])
+    assert both["usage"]["prompt_tokens"] == sum(p["usage"]["prompt_tokens"] for p in both["parts"])
+    before = out.read_bytes()
+    assert files.run(ws, lines, out, routes, max_tokens=8) == (4, 0)
+    assert out.read_bytes() == before  # nothing was made again
+    routes.several = "best"
+    assert files.run(ws, lines, out, routes, max_tokens=8) == (4, 0)
+    assert json.loads(out.read_text().splitlines()[0])["adapter"] == "japan"
 
 
 @pytest.mark.model

@@ -169,6 +169,74 @@ def test_options_are_scored_as_answers_to_the_last_turn_and_the_thread_stays(
     assert talk.choose(options)[options[0]] > 0.5 and talk.messages() == before
 
 
+def two(text: str) -> Decision:
+    found = decision(japan=0.9, brazil=0.8, germany=0.1)
+    return found.model_copy(update={"text": text})
+
+
+def test_a_turn_that_means_two_cultures_is_answered_by_each_for_itself(talk: Conversation) -> None:
+    talk.routes.decide = two  # type: ignore[method-assign] # the router of so few texts is unsure
+    talk.sources.count = 1
+    said = ask(talk, "How do people greet at a first meeting in Japan and Brazil?", max_tokens=12)
+    last = talk.last
+    assert last is not None and last.response == said.strip()
+    assert (last.adapter, last.culture, last.decided_by) == ("japan+brazil", "japan", "router")
+    assert [p.culture for p in last.parts] == ["japan", "brazil"]
+    assert [p.prompt for p in last.parts] == [
+        f"How do people greet at a first meeting in {name}?" for name in ("Japan", "Brazil")
+    ]
+    one, other = last.response.split("\n\n", 1)
+    assert one == f"In Japan: {last.parts[0].response}"
+    assert other == f"In Brazil: {last.parts[1].response}"
+    # each read passages of its own, numbered through
+    assert [s.number for s in last.sources] == [*range(1, len(last.sources) + 1)]
+    assert {s.culture for s in last.sources} == {"japan", "brazil"}
+    assert {c.source for c in last.claims} <= {None, *(s.number for s in last.sources)}
+    # under its own adapter: what it says alone, with the same passages
+    for part in last.parts:
+        talk.set_mode(part.culture)
+        kept, talk.answers = talk.answers, []
+        assert ask(talk, part.prompt, max_tokens=12).strip() == part.response
+        talk.answers = kept
+    assert talk.messages()[-1].content == last.response
+
+
+def test_several_cultures_can_blend_or_leave_it_to_the_best(talk: Conversation) -> None:
+    talk.sources.count = 0
+    talk.routes.decide = two  # type: ignore[method-assign]
+    for several, adapter in (("blend", "japan=0.5294,brazil=0.4706"), ("best", "japan")):
+        talk.routes.several = several
+        ask(talk, "How do people greet in Japan and Brazil?")
+        assert talk.last is not None and talk.last.adapter == adapter and not talk.last.parts
+
+
+def test_a_reply_in_parts_that_is_stopped_keeps_what_was_said(talk: Conversation) -> None:
+    talk.sources.count = 0
+    talk.routes.decide = two  # type: ignore[method-assign]
+    stream = talk.ask("How do people greet in Japan and Brazil?", max_tokens=12)
+    said = next(stream)
+    stream.close()
+    assert talk.last is not None and said.startswith("In Japan: ")
+    assert talk.last.response == said.strip() and len(talk.last.parts) == 1
+    assert talk.answers == [talk.last]
+
+
+def test_a_message_is_explained_by_one_culture_and_written_by_the_other(
+    talk: Conversation,
+) -> None:
+    talk.sources.count = 0
+    ask(talk, "Hello")
+    before = talk.messages()
+    text = "We will think about it."
+    explained, written = talk.carry(text, "japan", "brazil", max_tokens=8)
+    assert (explained.adapter, written.adapter) == ("japan", "brazil")
+    assert "people in Japan" in explained.prompt and text in explained.prompt
+    assert "people in Brazil" in written.prompt and explained.response in written.prompt
+    assert explained.response and written.response and talk.messages() == before
+    with pytest.raises(UsageError, match="peru"):
+        list(talk.carry(text, "japan", "peru"))
+
+
 def test_compare_and_a_refused_turn_leave_the_window_where_it_is(trained: Path) -> None:
     """A comparison that fits only without old turns, one stopped half-way, a turn too long.
 

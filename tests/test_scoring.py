@@ -23,7 +23,6 @@ from cmgr.scoring import (
     neutral,
     persona,
     probabilities,
-    swap,
     temperatures,
 )
 from cmgr.tasks import Task, card, card_ids
@@ -46,40 +45,6 @@ def recipe(*cultures: Culture, **answer: object) -> Recipe:
             "answer": answer,
         }
     )
-
-
-@pytest.mark.parametrize(
-    ("text", "one", "other", "new"),
-    [
-        ("What do people in the US eat?", US, JAPAN, "What do people in Japan eat?"),
-        ("In the U.S., what?", US, BRAZIL, "In Brazil, what?"),
-        ("the united states of america eats", US, JAPAN, "Japan eats"),
-        ("What is eaten in Japan?", JAPAN, US, "What is eaten in the United States?"),
-        ("Japan eats rice.", JAPAN, UK, "The United Kingdom eats rice."),
-        ("The Japanese bow", JAPAN, BRAZIL, "The Brazilian bow"),
-        ("A Japanese inn", JAPAN, US, "A the United States inn"),
-        ("Tips in Osaka and Kyoto", JAPAN, BRAZIL, "Tips in Salvador and Salvador"),
-        ("in osaka", JAPAN, US, "in the United States"),
-        ("Japan's food", JAPAN, BRAZIL, "Brazil's food"),
-        ("What in UK?", UK, JAPAN, "What in Japan?"),
-        ("Show us how people eat", US, JAPAN, None),
-        ("Japanned boxes", JAPAN, BRAZIL, None),
-        ("Who bows?", JAPAN, BRAZIL, None),
-    ],
-)
-def test_a_text_is_put_about_another_culture(
-    text: str, one: Culture, other: Culture, new: str | None
-) -> None:
-    assert swap(text, one, other) == new
-
-
-@given(st.sampled_from([US, UK, JAPAN, BRAZIL]), st.sampled_from([US, UK, JAPAN, BRAZIL]))
-def test_no_name_of_the_first_culture_is_left(one: Culture, other: Culture) -> None:
-    if one.id == other.id:
-        return
-    text = f"In {one.name}, {one.demonym or one.name} food, in {' and '.join(one.places) or 'it'}"
-    new = swap(text, one, other)
-    assert new is not None and swap(new, one, other) is None and other.name in new
 
 
 def test_contrast_reads_the_question_about_three_others_in_the_bare_base() -> None:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 
 def command(
+    text: Annotated[str | None, typer.Argument(help="One prompt, as -p")] = None,
     prompt: Annotated[
         str | None, typer.Option("-p", "--prompt", help="One prompt ('-' reads stdin)")
     ] = None,
@@ -76,6 +77,21 @@ def command(
     no_passages: Annotated[
         bool, typer.Option("--no-passages", help="None: the adapters answer from their weights")
     ] = False,
+    several: Annotated[
+        str | None,
+        typer.Option(
+            help="A prompt of several cultures: parts (each answers), blend (together), best "
+            "(the likeliest) [default: answer.several]"
+        ),
+    ] = None,
+    origin: Annotated[
+        str | None,
+        typer.Option("--from", help="With --to: the culture that a message comes from"),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option("--to", help="Explain a message of --from, and write it for this culture"),
+    ] = None,
     score: Annotated[
         str | None,
         typer.Option(
@@ -91,6 +107,15 @@ def command(
 
     if (culture is not None) + base + auto_route + (blend is not None) > 1:
         raise UsageError("choose one of --culture, --base, --auto-route and --blend")
+    if text is not None and prompt is not None:
+        raise UsageError("one prompt: TEXT or -p, not both")
+    prompt = text if prompt is None else prompt
+    if (origin is None) != (target is None):
+        raise UsageError("--from and --to go together: whose the message is, and who shall read it")
+    if origin and origin == target:
+        raise UsageError("--from and --to name two cultures")
+    if origin and (batch is not None or go_on or culture or base or auto_route or blend):
+        raise UsageError("--from and --to take one message: leave other modes, --batch and -c out")
     if batch is not None and (prompt is not None or go_on or system is not None):
         raise UsageError("--batch takes its prompts from a file: leave -p, -c and --system out")
     if output != "-" and batch is None:
@@ -101,6 +126,10 @@ def command(
         from cmgr.scoring import check_score
 
         check_score(score)
+    if several is not None:
+        from cmgr.several import check_several
+
+        check_several(several)
     count = 0 if no_passages else passages
     ws = Workspace.find(workspace, say)
     scales = parse_blend(blend) if blend not in {None, "auto"} else None
@@ -108,6 +137,8 @@ def command(
         mode = culture
     elif base:
         mode = "base"
+    elif origin:
+        mode = origin
     elif blend:
         mode = "blend"
     elif auto_route or ws.path("router", "router.json").exists():
@@ -116,9 +147,11 @@ def command(
         say("no router yet (cmgr route --fit): the base answers")
         mode = "base"
     if batch is not None:
-        _batch(ws, batch, output, mode, scales, max_tokens, temperature, seed, count, score)
+        _batch(
+            ws, batch, output, mode, scales, max_tokens, temperature, seed, count, score, several
+        )
         return
-    session = prompt is None and is_tty(sys.stdin)
+    session = prompt is None and is_tty(sys.stdin) and not origin
     if not session and prompt in {None, "-"}:
         prompt = sys.stdin.buffer.read().decode("utf-8", "replace").strip()
     if not session and not (prompt or "").strip():
@@ -126,12 +159,14 @@ def command(
 
     from cmgr.conversation import Conversation
 
-    with closing(Conversation(ws, mode, scales, not no_log, count)) as talk:
+    with closing(Conversation(ws, mode, scales, not no_log, count, several)) as talk:
         if go_on:
             say(f"going on after {talk.resume()} turn(s)")
         talk.system = talk.system if system is None else valid(system)
         ask = Asker(talk, max_tokens, temperature, seed, json)
-        if session:
+        if origin and target:
+            ask.carry(prompt or "", origin, target)
+        elif session:
             from cmgr.cli.session import run
 
             run(ask, keep_history=not no_log)
@@ -175,6 +210,22 @@ class Asker:
         say(who(self.talk.last), faint=True)
         for line in sources(self.talk.last):
             say(line, faint=True)
+
+    def carry(self, text: str, origin: str, target: str) -> None:
+        """A message for another culture on stdout; on stderr what it means where it comes from."""
+        settings = {"max_tokens": self.max_tokens, "seed": self.seed}
+        stream = self.talk.carry(
+            valid(text), origin, target, temperature=self.temperature, **settings
+        )
+        for answer in stream:
+            if self.json:
+                emit_json(answer.model_dump())
+                continue
+            if answer.culture == origin:
+                say(f"What it means in {origin}: {plain(answer.response)}")
+            else:
+                out(plain(answer.response))
+            say(who(answer), faint=True)
 
 
 def who(answer: Answer) -> str:
@@ -221,6 +272,7 @@ def _batch(
     seed: int,
     passages: int | None,
     score: str | None,
+    several: str | None,
 ) -> None:
     from cmgr.batch import read_lines, run
     from cmgr.conversation import Routes
@@ -233,7 +285,7 @@ def _batch(
     if target != "-" and answers.exists() and not answers.is_file():
         # it would be replaced at the end, be it /dev/null
         raise UsageError(f"-o {target}: not a file; -o - writes to stdout")
-    routes = Routes(ws, mode, scales)
+    routes = Routes(ws, mode, scales, several)
     lines = read_lines(None if source == "-" else asked)
     with progress() as show:
         total, failed = run(
