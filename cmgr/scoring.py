@@ -156,18 +156,28 @@ def probabilities(scores: Sequence[float], temperature: float = 1.0) -> NDArray[
 def fit_temperature(scores: Sequence[Sequence[float]], right: Sequence[int]) -> float:
     """The temperature at which the right options are likeliest (Guo and others, 2017).
 
-    `scores` is items x options (of any number), `right` the place of each item's right option. 1
-    without items. Between 0.01 and 100.
+    `scores` is items x options (of any number), `right` the place of each item's right option. Of
+    n items the right option counts as 1 - 1 / (n + 2), the others share the rest (after Platt,
+    1999): a few items that are all right do not make every later one certain. 1 without items.
+    Between 0.01 and 100.
     """
-    if not scores:
+    rest = 1 / (len(scores) + 2)
+    known = [(one, at) for one, at in zip(scores, right, strict=True) if len(one) > 1]
+    if not known:
         return 1.0
 
+    wide = max(len(one) for one, _ in known)
+    logits = np.full((len(known), wide), -np.inf)
+    target = np.zeros((len(known), wide))
+    for row, (values, at) in enumerate(known):
+        logits[row, : len(values)] = values
+        target[row, : len(values)] = rest / (len(values) - 1)
+        target[row, at] = 1 - rest
+
     def loss(log_temperature: float) -> float:
-        temperature = math.exp(log_temperature)
-        return -sum(
-            float(np.log(max(probabilities(one, temperature)[place], 1e-12)))
-            for one, place in zip(scores, right, strict=True)
-        )
+        sharp = (logits - logits.max(axis=1, keepdims=True)) / math.exp(log_temperature)
+        logs = sharp - np.log(np.exp(sharp).sum(axis=1, keepdims=True))
+        return -float((target * np.where(target > 0, logs, 0.0)).sum())
 
     low, high = math.log(0.01), math.log(100)
     ratio = (math.sqrt(5) - 1) / 2

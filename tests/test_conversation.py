@@ -14,6 +14,7 @@ from cmgr.errors import MissingError, UsageError
 from cmgr.records import Answer, Decision, Message
 from cmgr.retrieval import answering
 from cmgr.retrieval.prompt import FORMAT
+from cmgr.scoring import Scorer, temperatures
 from cmgr.sources.passages import sentences
 from cmgr.workspace import Workspace, read_json, write_json
 
@@ -163,7 +164,9 @@ def test_options_are_scored_as_answers_to_the_last_turn_and_the_thread_stays(
     scores = talk.runtime.score(asked, options, {"japan": 1.0})
     found = talk.choose(options)
     assert list(found) == options and sum(found.values()) == pytest.approx(1, abs=1e-5)
-    assert found[options[0]] == pytest.approx(1 / (1 + exp(scores[1] - scores[0])), abs=1e-4)
+    known = temperatures(talk.ws, Scorer(talk.ws.recipe), talk.runtime.model.base.fingerprint)
+    gap = (scores[1] - scores[0]) / known[True, bool(last.sources)]
+    assert found[options[0]] == pytest.approx(1 / (1 + exp(gap)), abs=1e-4)
     assert found[options[0]] > 0.5 and talk.messages() == before
     talk.ws.recipe.answer.score = "contrast"  # who else could be meant is read by the base
     assert talk.choose(options)[options[0]] > 0.5 and talk.messages() == before

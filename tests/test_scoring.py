@@ -119,6 +119,12 @@ def test_the_temperature_that_made_the_labels_is_found(known: float) -> None:
     assert fit_temperature(scores.tolist(), right) == pytest.approx(known, rel=0.1)
 
 
+def test_a_few_items_that_are_all_right_make_nothing_certain() -> None:
+    temperature = fit_temperature([[-1.0, -3.0, -4.0]] * 3, [0, 0, 0])
+    assert 0.7 < probabilities([-1.0, -3.0, -4.0], temperature)[0] < 0.9
+    assert fit_temperature([], []) == fit_temperature([[-1.0]], [0]) == 1.0
+
+
 @given(st.lists(st.floats(-50, 0), min_size=1, max_size=6), st.floats(0.01, 100))
 def test_probabilities_are_shares_in_the_order_of_the_scores(
     scores: list[float], temperature: float

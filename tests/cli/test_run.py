@@ -30,7 +30,9 @@ def test_a_second_run_does_nothing_and_says_the_same(trained: Path) -> None:
     scores = [row for row in table if row["kind"] == "score"]
     assert {row["culture"] for row in scores} == {"japan", "brazil", "germany", "all"}
     reading = {"evidence", "routed+evidence"}
-    assert {row["method"] for row in scores} == {"base", "prompt", "routed", "oracle"} | reading
+    nothing = {"popular", "words"}  # they read nothing
+    methods = {"base", "prompt", "routed", "oracle"} | reading | nothing
+    assert {row["method"] for row in scores} == methods
     assert all(0 <= row["accuracy"] <= 1 for row in scores)
     assert {p: p.stat().st_mtime_ns for p in before} == before
 
