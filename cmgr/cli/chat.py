@@ -222,7 +222,8 @@ class Asker:
                 emit_json(answer.model_dump())
                 continue
             if answer.culture == origin:
-                say(f"What it means in {origin}: {plain(answer.response)}")
+                name = self.talk.ws.recipe.culture(origin).name
+                say(f"What it means in {name}: {plain(answer.response)}")
             else:
                 out(plain(answer.response))
             say(who(answer), faint=True)
