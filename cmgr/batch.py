@@ -20,7 +20,7 @@ from cmgr.retrieval import answering
 from cmgr.runtime.batch import Batch, Job, Outcome
 from cmgr.runtime.choices import encode_choices
 from cmgr.runtime.llama import Model
-from cmgr.scoring import Reading, Scorer, probabilities, temperatures
+from cmgr.scoring import Reading, Scorer, messages_of, probabilities, temperatures, turns_of
 from cmgr.several import join, prompts
 from cmgr.workspace import Progress, Workspace, append_lines, write_atomic
 
@@ -207,6 +207,7 @@ class _Turn:
     scales: dict[str, float]
     found: list[Source] = field(default_factory=list)  # for it; the record has what fits
     parts: list[_Turn] = field(default_factory=list)  # of several cultures, each for itself
+    readings: list[Reading] = field(default_factory=list)  # by which its choices are scored
 
     @property
     def messages(self) -> list[Message]:
@@ -316,15 +317,6 @@ class _Settings:
             turn.stop,
         )
 
-    def readings(self, turn: _Turn, job: Job) -> list[Reading]:
-        """The prompts that the choices of a line are scored by."""
-        return self.scorer.readings(
-            _turns(job.messages),
-            tuple(job.scales.items()),
-            turn.record.culture,
-            plain=_turns(turn.messages),
-        )
-
     def jobs(self, turn: _Turn) -> list[Job]:
         """What is computed for a line: an answer, or the readings that its choices take."""
         if turn.parts:
@@ -332,13 +324,15 @@ class _Settings:
         job = self.job(turn)
         if not job.choices:
             return [job]
+        turn.readings = self.scorer.readings(
+            turns_of(job.messages),
+            tuple(job.scales.items()),
+            turn.record.culture,
+            plain=turns_of(turn.messages),
+        )
         return [
-            replace(
-                job,
-                messages=[Message.model_validate({"role": r, "content": t}) for r, t in one.turns],
-                scales=dict(one.scales),
-            )
-            for one in self.readings(turn, job)
+            replace(job, messages=messages_of(one.turns), scales=dict(one.scales))
+            for one in turn.readings
         ]
 
     def sharpness(self, turn: _Turn) -> float:
@@ -459,18 +453,13 @@ def _finished(
     if choices and not record.error:
         sizes = [*map(len, encode_choices(model, choices))]
         means = [[s / n for s, n in zip(mine, sizes, strict=True)] for mine in sums]
-        readings = settings.readings(turn, settings.job(turn))
-        scores = settings.scorer.combine(readings, means, sizes)
+        scores = settings.scorer.combine(turn.readings, means, sizes)
         shares = probabilities(scores, settings.sharpness(turn))
         record.choice = record.response = choices[max(range(len(choices)), key=scores.__getitem__)]
         record.choice_probabilities = {
             c: round(float(p), 6) for c, p in zip(choices, shares, strict=True)
         }
     return record
-
-
-def _turns(messages: Sequence[Message]) -> list[tuple[str, str]]:
-    return [(message.role, message.content) for message in messages]
 
 
 def _kept(path: Path) -> dict[str, Answer]:

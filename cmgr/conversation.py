@@ -17,7 +17,7 @@ from cmgr.retrieval import answering
 from cmgr.runtime import Runtime
 from cmgr.runtime.choices import encode_choices
 from cmgr.runtime.llama import Model
-from cmgr.scoring import Scorer, probabilities, temperatures
+from cmgr.scoring import Scorer, messages_of, probabilities, temperatures, turns_of
 from cmgr.several import explain, head, join, prompts, rewrite
 from cmgr.workspace import Workspace, append_lines, blank, parsed
 
@@ -426,13 +426,21 @@ class Conversation:
         asked = prompts(self.ws.recipe, text, decision.cultures) if several else {}
         for culture in [None, *self.routes.with_adapter(cultures)]:
             scales = {culture: 1.0} if culture else {}
-            answer = self._record(asked.get(culture or "", text))
-            describe(answer, scales)
+            put = asked.get(culture or "", text)
+            answer = self._apart(put, scales, max_tokens, temperature, seed)
             answer.probability = decision.probabilities.get(culture or "", decision.probability)
             answer.probabilities = decision.probabilities
-            for _ in self._stream(answer, scales, max_tokens, temperature, seed, apart=True):
-                pass
             yield answer
+
+    def _apart(
+        self, text: str, scales: dict[str, float], max_tokens: int, temperature: float, seed: int
+    ) -> Answer:
+        """A turn answered as if it came next; the thread stays as it is."""
+        answer = self._record(text)
+        describe(answer, scales)
+        for _ in self._stream(answer, scales, max_tokens, temperature, seed, apart=True):
+            pass
+        return answer
 
     def carry(
         self,
@@ -451,16 +459,13 @@ class Conversation:
         """
         for culture in (origin, target):
             self.ws.check_adapter(culture)
-        explained = self._record(explain(self._cultures[origin], text))
-        for answer, culture in ((explained, origin), (None, target)):
-            if answer is None:
-                asked = rewrite(self._cultures[target], text, explained.response)
-                answer = self._record(asked)
-            scales = {culture: 1.0}
-            describe(answer, scales)
+        meaning = ""
+        for culture in (origin, target):
+            known = self._cultures[culture]
+            asked = explain(known, text) if culture == origin else rewrite(known, text, meaning)
+            answer = self._apart(asked, {culture: 1.0}, max_tokens, temperature, seed)
             answer.decided_by = "user"
-            for _ in self._stream(answer, scales, max_tokens, temperature, seed, apart=True):
-                pass
+            meaning = answer.response
             yield answer
 
     def choose(self, options: Sequence[str]) -> dict[str, float]:
@@ -481,15 +486,10 @@ class Conversation:
         asked = [*before, *self._asked(last.prompt, last.sources)]
         plain = [*before, *self._asked(last.prompt, [])]
         readings = scorer.readings(
-            *([(m.role, m.content) for m in asked], tuple(scales.items()), last.culture),
-            plain=[(m.role, m.content) for m in plain],
+            turns_of(asked), tuple(scales.items()), last.culture, plain=turns_of(plain)
         )
         means = [
-            self.runtime.score(
-                [Message.model_validate({"role": r, "content": t}) for r, t in one.turns],
-                options,
-                dict(one.scales),
-            )
+            self.runtime.score(messages_of(one.turns), options, dict(one.scales))
             for one in readings
         ]
         sizes = [len(tokens) for tokens in encode_choices(self.runtime.model, options)]

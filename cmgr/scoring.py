@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from cmgr.errors import UsageError
 from cmgr.names import swap
 from cmgr.recipe import Culture, Recipe
-from cmgr.records import make_id
+from cmgr.records import Message, make_id
 from cmgr.tasks import Task
 from cmgr.workspace import Workspace, read_json
 
@@ -42,6 +42,16 @@ class Reading(NamedTuple):
     turns: tuple[Turn, ...]
     scales: Scales
     weight: float
+
+
+def turns_of(messages: Sequence[Message]) -> tuple[Turn, ...]:
+    """Messages as values that can be compared and hashed."""
+    return tuple((message.role, message.content) for message in messages)
+
+
+def messages_of(turns: Sequence[Turn]) -> list[Message]:
+    """The messages that `turns_of` has made turns of."""
+    return [Message.model_validate({"role": role, "content": text}) for role, text in turns]
 
 
 class Scorer:

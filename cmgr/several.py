@@ -65,8 +65,15 @@ def join(answer: Answer, parts: Sequence[Answer], cultures: Mapping[str, Culture
             claim.source = claim.source + before if claim.source is not None else None
         answer.sources += part.sources
         answer.claims += part.claims
-        said = {"prompt": part.prompt, "response": part.response, "usage": part.usage}
-        answer.parts.append(Part(culture=name, sources=len(part.sources), **said))  # type: ignore[arg-type] # by name
+        answer.parts.append(
+            Part(
+                culture=name,
+                prompt=part.prompt,
+                response=part.response,
+                usage=part.usage,
+                sources=len(part.sources),
+            )
+        )
         usage.update(part.usage)
         answer.error = answer.error or part.error
     answer.usage = dict(usage)

@@ -41,9 +41,10 @@ class Baselines:
             key: Counter(word for answer in answers.values() for word in words(answer))
             for key, answers in self._answers.items()
         }
-        self._of_task: dict[str, Counter[str]] = defaultdict(Counter)
+        of_task: dict[str, Counter[str]] = defaultdict(Counter)
         for (task, _), counts in self._words.items():
-            self._of_task[task].update(counts)
+            of_task[task].update(counts)
+        self._elsewhere = {key: of_task[key[0]] - counts for key, counts in self._words.items()}
 
     def choose(self, method: str, item: Item) -> str:
         """The option that a baseline names; without options, the culture's most frequent answer."""
@@ -70,13 +71,12 @@ class Baselines:
         Counts of others are scaled to as many words as this culture has, so that a word that
         nobody has says nothing.
         """
-        mine = Counter(self._words.get(key, {}))
-        mine.subtract(words(own or ""))
-        theirs = self._of_task[key[0]] - self._words.get(key, Counter())
-        scale = mine.total() / max(theirs.total(), 1)
+        mine, theirs = self._words.get(key, Counter()), self._elsewhere.get(key, Counter())
+        left_out = Counter(words(own or ""))
+        scale = (mine.total() - left_out.total()) / max(theirs.total(), 1)
         found = [
-            log((mine[word] + SMOOTHING) / (theirs[word] * scale + SMOOTHING))
-            for word in words(option)
+            log((mine[w] - left_out[w] + SMOOTHING) / (theirs[w] * scale + SMOOTHING))
+            for w in words(option)
         ]
         return sum(found) / len(found) if found else 0.0
 

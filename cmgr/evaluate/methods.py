@@ -12,10 +12,10 @@ from cmgr.errors import MissingError
 from cmgr.evaluate.baselines import BASELINES, Baselines
 from cmgr.evaluate.items import Item
 from cmgr.recipe import SHARED
-from cmgr.records import Example, Message, hash_file, make_id
+from cmgr.records import Example, hash_file, make_id
 from cmgr.retrieval import Found, Index
 from cmgr.retrieval.prompt import note_of, with_notes
-from cmgr.scoring import Turn, persona
+from cmgr.scoring import Turn, persona, turns_of
 from cmgr.train.variants import VARIANTS, name_of
 from cmgr.workspace import Workspace, read_json
 
@@ -152,7 +152,7 @@ class Methods:
 
     def plain(self, item: Item) -> tuple[Turn, ...]:
         """An item's prompt as it is."""
-        return _turns(item.messages)
+        return turns_of(item.messages)
 
     def asks(self, item: Item, routed_to: str | None) -> dict[str, Ask]:
         """How each method puts an item; `routed_to` is the culture that the router names.
@@ -209,7 +209,7 @@ class Methods:
             )
             for culture, mine in groupby(found, key=lambda pair: pair[0])
         ]
-        turns = _turns(with_notes(item.messages, notes))
+        turns = turns_of(with_notes(item.messages, notes))
         return Ask(turns, scales, tuple(one.passage.id for _, one in found))
 
     def shown(self, culture: str, item: Item) -> list[Found]:
@@ -238,13 +238,9 @@ class Methods:
             longest = max(map(len, kinds.values()))
             turns = [mine[n] for n in range(longest) for mine in kinds.values() if n < len(mine)]
             found[key] = [
-                (e.id, (*_turns(e.messages), ("assistant", e.answer))) for e in turns[: SHOTS + 1]
+                (e.id, (*turns_of(e.messages), ("assistant", e.answer))) for e in turns[: SHOTS + 1]
             ]
         return found
 
     def _labelled(self, task_id: str | None) -> bool:
         return any(task.id == task_id and task.labels for task in self._ws.recipe.tasks)
-
-
-def _turns(messages: Sequence[Message]) -> tuple[Turn, ...]:
-    return tuple((message.role, message.content) for message in messages)

@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 from cmgr.base import Base
 from cmgr.evaluate.methods import Ask
-from cmgr.records import Message, Record, make_id
+from cmgr.records import Record, make_id
 from cmgr.runtime.batch import Batch, Job
 from cmgr.runtime.choices import encode_choices
 from cmgr.runtime.llama import Model
-from cmgr.scoring import Turn
+from cmgr.scoring import Turn, messages_of
 from cmgr.workspace import Workspace
 
 VERSION = 3
@@ -125,7 +125,7 @@ class Scores:
         """The scores of questions, each with whether it is the same in any larger context."""
         jobs = [
             Job(
-                [Message(role=role, content=text) for role, text in q.ask.turns],  # type: ignore[arg-type] # a role is one of Message's
+                messages_of(q.ask.turns),
                 dict(q.ask.scales),
                 q.options,
                 max_tokens=max(q.tokens, 1),
