@@ -13,6 +13,7 @@ from cmgr.errors import UsageError
 from cmgr.tasks import ID, LOADER, Part, Task, bundled_folder, card, checked_id
 
 SHARED = "shared"  # the adapter of all cultures together
+PREFER = "prefer"  # the training stage of right answers against wrong ones
 
 
 class Culture(Part):
@@ -179,8 +180,11 @@ class Adapter(Part):
 
 
 class Train(Part):
-    """Two stages over one adapter; epochs, optimiser settings, what to do with little memory.
+    """Stages over one adapter; epochs, optimiser settings, what to do with little memory.
 
+    `prefer` is a third stage, off unless named: each right answer against up to three wrong ones
+    (other labels, other options, other cultures' answers), whose odds count `prefer_weight` times
+    beside the right answer's loss (ORPO; arXiv 2403.07691).
     `validation` is the share of evidence held back to choose the best epoch by, or none where none
     is better than what training began with; `patience` says how many epochs without a better one
     end a stage (0: none does). `review: accepted` trains on what a person has accepted or edited,
@@ -190,11 +194,15 @@ class Train(Part):
     kept (weights between both: Wortsman and others, arXiv 2109.01903).
     """
 
-    stages: list[Literal["broad", "task"]] = Field(default=["broad", "task"], min_length=1)
+    stages: list[Literal["broad", "task", "prefer"]] = Field(
+        default=["broad", "task"], min_length=1
+    )
     start: Literal["scratch", "shared"] = "scratch"
     own: float = Field(default=1.0, gt=0, le=1)
     broad_epochs: int = Field(default=1, ge=0)
     task_epochs: int = Field(default=4, ge=1)
+    prefer_epochs: int = Field(default=1, ge=1)
+    prefer_weight: float = Field(default=1.0, gt=0)
     learning_rate: float = Field(default=1e-3, gt=0)
     warmup: float = Field(default=0.05, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import shutil
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from cmgr.records import Example, Message
 from cmgr.retrieval.prompt import FORMAT
 from cmgr.train import checkpoint, variants
 from cmgr.train.loop import Loop, Stage, order_of
-from cmgr.train.loss import answer_loss
+from cmgr.train.loss import answer_loss, odds_ratio, preference_loss
 from cmgr.train.model import Item, Trainable, checkpoint_layers
 from cmgr.train.parity import parity
 from cmgr.train.prompts import Prompts, cell_bytes, families, new_cache
@@ -86,6 +87,9 @@ EXAMPLES = [
 ]  # fmt: skip
 
 
+RIVALS = [["They shake hands.", "No."], ["Fifteen percent."], [], ["No."]]
+
+
 @pytest.fixture
 def items(trainable: Trainable) -> list[Item]:
     return [trainable.item(e) for e in EXAMPLES]
@@ -112,10 +116,47 @@ def gradients(found: Any) -> dict[str, Any]:
     return grads
 
 
+Reference = Callable[[Trainable, Any, list[Item]], Any]
+
+
+def losses_of(trainable: Trainable, found: Any, prompt: Any, target: Any) -> Any:
+    """The loss of each answer token by PEFT's own forward pass, shape (tokens,)."""
+    import torch
+
+    ids = torch.tensor([prompt + target])
+    first = len(prompt) + len(trainable.invocation)
+    logits = found(input_ids=ids).logits[0].float()
+    return torch.nn.functional.cross_entropy(
+        logits[first - 1 : -1], ids[0, first:], reduction="none"
+    )
+
+
+def mean_loss(trainable: Trainable, found: Any, items: list[Item]) -> Any:
+    import torch
+
+    return torch.cat([losses_of(trainable, found, i.prompt, i.target) for i in items]).mean()
+
+
+def orpo(trainable: Trainable, found: Any, items: list[Item]) -> Any:
+    """As section 4 of arXiv 2403.07691 writes it, answer by answer, weight 0.5."""
+    import torch
+
+    total = torch.zeros(())
+    for item in items:
+        right, *others = (
+            (-losses_of(trainable, found, item.prompt, target).mean()).exp()
+            for target in (item.target, *item.rivals)
+        )
+        odds = right / (1 - right)
+        ratios = [torch.log(torch.sigmoid(torch.log(odds / (p / (1 - p))))) for p in others]
+        total = total - torch.log(right) - 0.5 * sum(ratios) / len(ratios)
+    return total / len(items)
+
+
 def reference(
-    trainable: Trainable, items: list[Item], kind: str, weights: dict[str, Any]
+    trainable: Trainable, items: list[Item], kind: str, weights: dict[str, Any], loss: Reference
 ) -> tuple[float, dict[str, Any]]:
-    """Loss and gradients of PEFT's own forward pass, item by item."""
+    """A loss and its gradients, computed item by item with a fresh adapter of PEFT's."""
     import torch
     from peft import LoraConfig, get_peft_model
 
@@ -132,30 +173,27 @@ def reference(
             for name, values in other.named_parameters():
                 if name in weights:
                     values.copy_(weights[name])
-        total, count = torch.zeros(()), 0
-        for item in items:
-            ids = torch.tensor([item.prompt + item.target])
-            first = len(item.prompt) + len(trainable.invocation)
-            logits = other(input_ids=ids).logits[0].float()
-            total = total + torch.nn.functional.cross_entropy(
-                logits[first - 1 : -1], ids[0, first:], reduction="sum"
-            )
-            count += ids.shape[1] - first
-        (total / count).backward()
-        return float(total.detach()) / count, gradients(other)
+        found = loss(trainable, other, items)
+        found.backward()
+        return float(found.detach()), gradients(other)
     finally:
         other.unload()
 
 
 @model
+@pytest.mark.parametrize("stage", ["task", "prefer"])
 @pytest.mark.parametrize("where", ["memory", "disk", "again", "standard", "standard, shared"])
 def test_loss_and_gradients_are_those_of_pefts_own_forward(
-    trainable: Trainable, adapted: Any, items: list[Item], where: Any, tmp_path: Path
+    trainable: Trainable, adapted: Any, items: list[Item], where: Any, stage: str, tmp_path: Path
 ) -> None:
     import torch
 
     prompts = None
     kind = "standard" if "standard" in where else "activated"
+    if stage == "prefer":
+        items = [
+            trainable.item(e, wrong) for e, wrong in zip(EXAMPLES, RIVALS, strict=True) if wrong
+        ]
     if where == "standard, shared":
         items = items[:3]
     if kind == "activated":
@@ -164,18 +202,35 @@ def test_loss_and_gradients_are_those_of_pefts_own_forward(
         prompts.read()
         assert (tmp_path / "prompts-0.bin").exists() == (where == "disk")
     weights = {n: w.detach().clone() for n, w in adapted.named_parameters() if "lora_" in n}
-    loss, count = answer_loss(trainable, adapted, items, prompts)
+    if stage == "prefer":
+        loss, count = preference_loss(trainable, adapted, items, prompts, 0.5)
+        assert count == len(items)
+    else:
+        loss, count = answer_loss(trainable, adapted, items, prompts)
     (loss / count).backward()
     ours = gradients(adapted)
     if prompts is not None:
         prompts.close()
     assert not list(tmp_path.iterdir())
     adapted.unload()
-    wanted, theirs = reference(trainable, items, kind, weights)
+    plain = orpo if stage == "prefer" else mean_loss
+    wanted, theirs = reference(trainable, items, kind, weights, plain)
     assert float(loss.detach()) / count == pytest.approx(wanted, abs=1e-4)
     assert set(ours) == set(theirs) and ours
     for name, gradient in ours.items():
         assert torch.allclose(gradient, theirs[name], rtol=1e-2, atol=1e-4), name
+
+
+def test_a_preference_of_what_is_certain_is_finite() -> None:
+    """Where a probability rounds to 1, its odds have no end; the loss and its gradient do."""
+    import torch
+
+    losses = torch.tensor([0.0, 0.0, 2.0, 0.0], requires_grad=True)
+    for where, weight in (([0, 0, 1, 1], 1.0), ([1, 1, 0, 0], 0.3)):
+        loss = odds_ratio(losses, where, [1], weight)
+        loss.backward()
+        assert math.isfinite(float(loss.detach())) and losses.grad is not None
+        assert bool(losses.grad.isfinite().all())
 
 
 @model
@@ -211,6 +266,28 @@ def test_examples_without_their_passages_come_in_the_first_stage(
     task_alone.train.stages = ["task"]
     (only,) = train.stages_of(task_alone, [broad, one, two], trainable, (), [one])
     assert [i.id for i in only.items] == [one.id, two.id, one.id + train.WITHOUT]
+
+
+@model
+def test_the_stage_prefer_takes_what_has_a_wrong_answer(
+    trainable: Trainable, recipe: recipes.Recipe
+) -> None:
+    """After the other stages; each wrong answer is written as the right one is."""
+    broad = example(0, "A?", "Yes.", stage="broad", inputs={"options": ["Yes.", "No."]})
+    plain = example(1, "B?", "No.")
+    one, two = (
+        example(n, "C?", "No.", inputs={"options": ["Yes.", "No.", "Maybe."]}) for n in (2, 3)
+    )
+    prefers = recipe.model_copy(deep=True)
+    prefers.train.stages, prefers.train.prefer_epochs = ["broad", "task", "prefer"], 2
+    *_, task, last = train.stages_of(prefers, [broad, plain, one, two], trainable, {two.id})
+    assert [i.id for i in task.items] == [plain.id, one.id] and not task.items[1].rivals
+    assert (last.name, last.epochs) == ("prefer", 2)
+    assert [i.id for i in last.items] == [one.id]
+    assert [i.id for i in last.validation] == [two.id]
+    wrong = {trainable.item(example(9, "C?", answer)).target for answer in ("Yes.", "Maybe.")}
+    assert set(last.items[0].rivals) == wrong
+    assert all(s.name != "prefer" for s in train.stages_of(prefers, [broad, plain], trainable, ()))
 
 
 @model

@@ -76,6 +76,46 @@ def test_each_variant_leaves_out_what_it_says(recipe: recipes.Recipe) -> None:
     assert recipe.train.stages == ["broad", "task"]  # the recipe itself is as it was
 
 
+def test_an_answer_is_preferred_to_other_labels_and_options(recipe: recipes.Recipe) -> None:
+    task = next(t for t in recipe.tasks if t.id == "everyday")
+    options = ["They bow.", "THEY BOW.", " ", "They hug.", "They nod.", "They kiss.", "They wave."]
+    one = example(0, "japan", options=options)
+    rivals = variants.rivals_of(recipe, one)
+    assert len(set(rivals)) == variants.RIVALS == len(rivals)
+    assert set(rivals) <= {"They hug.", "They nod.", "They kiss.", "They wave."}
+    again = example(0, "japan", options=options[::-1])
+    assert variants.rivals_of(recipe, again) == rivals  # by content, not by place
+    assert not variants.rivals_of(recipe, example(0, "japan", "broad", options=options))
+    assert not variants.rivals_of(recipe, example(0, "japan"))
+    assert not variants.rivals_of(recipe, one.model_copy(update={"task": "another"}))
+    task.labels = ["yes", "no", "maybe"]
+    label = example(0, "japan").model_copy(update={"answer": "yes"})
+    assert set(variants.rivals_of(recipe, label)) == {"no", "maybe"}
+
+
+def test_only_a_recipe_that_prefers_depends_on_preferences(recipe: recipes.Recipe) -> None:
+    base = resolve("smollm2")
+    few, more = (
+        [*EXAMPLES, example(8, "japan", options=["They bow.", *wrong])]
+        for wrong in (["They hug."], ["They hug.", "They nod."])
+    )
+
+    def inputs(examples: list[Example]) -> str | None:
+        return variants.inputs_of(recipe, base, examples, "japan")
+
+    plain = inputs(few)
+    assert inputs(more) == plain
+    recipe.train.prefer_epochs, recipe.train.prefer_weight = 3, 0.5
+    assert inputs(few) == plain
+    recipe.train.stages = ["broad", "task", "prefer"]
+    found = {inputs(few), inputs(more)}
+    recipe.train.prefer_weight = 0.7
+    found.add(inputs(few))
+    assert len(found | {plain}) == 4
+    (no_broad,) = wanted(recipe, cultures=["japan"], variant="no-broad")
+    assert no_broad.recipe.train.stages == ["task", "prefer"]
+
+
 def test_what_would_be_the_same_is_refused(recipe: recipes.Recipe) -> None:
     with pytest.raises(CmgrError, match="brazil has no contrast pairs"):
         wanted(recipe, cultures=["brazil"], variant="no-contrast")

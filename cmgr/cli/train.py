@@ -20,6 +20,7 @@ from cmgr.cli.console import (
     say,
     table,
 )
+from cmgr.recipe import PREFER
 from cmgr.workspace import Workspace, read_json
 
 
@@ -92,7 +93,7 @@ def _report(ws: Workspace, cultures: list[str], json: bool) -> None:
         rows.append(
             [
                 name,
-                sum(manifest.get("examples", {}).values()),
+                sum(n for stage, n in manifest.get("examples", {}).items() if stage != PREFER),
                 done.get("seconds"),
                 round(done.get("tokens", 0) / max(done.get("seconds", 0), 0.1)),
                 done.get("loss"),
@@ -131,6 +132,8 @@ def _show(found: list[dict[str, Any]], json: bool) -> None:
         learnt = [text for text, learnt in example["tokens"] if learnt]
         before, after = plain("".join(masked)), plain("".join(learnt))
         out(f"\x1b[2m{before}\x1b[0m{after}" if coloured else f"[{before}]{after}")
+        for rival in example["rivals"]:
+            out(f"rather than: {plain(rival)}")
         out(f"({len(masked)} tokens read, {len(learnt)} learnt)\n")
 
 

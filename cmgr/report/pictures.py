@@ -144,7 +144,7 @@ def _losses(training: list[dict[str, Any]]) -> Picture:
         colour = COLOURS[number % len(COLOURS)]
         steps = range(1, len(values) + 1)
         axes.plot(steps, values, style, color=colour, linewidth=1.2, label=entry["name"])
-    _label(axes, "step (the broad stage, then the task stage)", "loss per answer token")
+    _label(axes, "step (one stage after the other)", "loss")
     axes.set_ylim(bottom=0)
     _legend(axes, 3)
     ends = [e["losses"][-1][1] for e in training]

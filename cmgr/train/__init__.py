@@ -1,4 +1,4 @@
-"""Stage 3: one LoRA per culture over one loaded base, broad stage then task stage.
+"""Stage 3: one LoRA per culture over one loaded base: broad stage, task stage, preferences.
 
 An activated adapter (aLoRA; Greenewald and others, 2025) acts from the template's generation
 prompt on: the base alone reads each prompt, once (`prompts.py`). A standard one acts on every
@@ -20,6 +20,7 @@ from cmgr import recipe as recipes
 from cmgr.base import Base, base_of
 from cmgr.chat_template import template_hash
 from cmgr.errors import CmgrError, UsageError
+from cmgr.recipe import PREFER
 from cmgr.records import Example, now
 from cmgr.retrieval import Index
 from cmgr.retrieval.prompt import FORMAT
@@ -76,15 +77,20 @@ def stages_of(
     what is learnt last. Raises CmgrError for what cannot be trained on.
     """
     settings = recipe.train
-    epochs = {"broad": settings.broad_epochs, "task": settings.task_epochs}
+    epochs = {
+        "broad": settings.broad_epochs,
+        "task": settings.task_epochs,
+        PREFER: settings.prefer_epochs,
+    }
     found: list[Stage] = []
-    for name in ("broad", "task"):
+    for name in ("broad", "task", PREFER):
         if name not in settings.stages or not epochs[name]:
             continue
-        of_stage = [e for e in examples if e.stage == name]
         items: list[list[Item]] = [[], []]
-        for example in of_stage:
-            items[example.id in back].append(trainable.item(example))
+        for example in examples:
+            rivals = variants.rivals_of(recipe, example) if name == PREFER else []
+            if rivals if name == PREFER else example.stage == name:
+                items[example.id in back].append(trainable.item(example, rivals))
         for example in also if not found else ():
             item = trainable.item(example)
             item = replace(item, id=item.id + WITHOUT, group=f"{item.group} alone")
@@ -234,6 +240,11 @@ def _one(
     stages = stages_of(recipe, wanted.examples, trainable, wanted.back, wanted.also)
     if not stages:
         raise CmgrError(f"no examples of the stages {recipe.train.stages} for {wanted.name}")
+    if PREFER in recipe.train.stages and all(s.name != PREFER for s in stages) and trainable.main:
+        ws.say(
+            f"train: {wanted.name} has no stage {PREFER}: none of its examples has options or "
+            "labels to prefer its answer to"
+        )
     torch.manual_seed(recipe.train.seed)
     model = trainable.make_adapter(recipe.adapter)
     gguf_lora.refuse_unfaithful(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cmgr import train
-from cmgr.recipe import SHARED
+from cmgr.recipe import PREFER, SHARED
 from cmgr.train.loop import Loop, Stage, order_of
 from cmgr.train.model import Item, Trainable
 from cmgr.train.prompts import Prompts
@@ -18,7 +19,10 @@ from cmgr.workspace import Workspace
 
 
 def inspect(ws: Workspace, cultures: list[str]) -> list[dict[str, Any]]:
-    """The first example of each stage and culture as trained: (text of a token, learnt?)."""
+    """The first example of each stage and culture as trained.
+
+    Its tokens as (text, learnt?), and the wrong answers that the right one is preferred to.
+    """
     plan, base = train.planned(ws, True, cultures)
     plan = train.with_notes(ws, [wanted for wanted in plan if wanted.culture.id in cultures])
     trainable = Trainable(base, ws.recipe, ws.folder, ws.say)
@@ -32,9 +36,15 @@ def inspect(ws: Workspace, cultures: list[str]) -> list[dict[str, Any]]:
                     "stage": stage.name,
                     "id": item.id,
                     "tokens": trainable.pieces(item),
+                    "rivals": ["".join(_learnt(trainable, item, r)) for r in item.rivals],
                 }
             )
     return found
+
+
+def _learnt(trainable: Trainable, item: Item, rival: tuple[int, ...]) -> list[str]:
+    pieces = trainable.pieces(replace(item, target=rival, rivals=()))
+    return [text for text, learnt in pieces if learnt]
 
 
 def dry_run(
@@ -87,8 +97,10 @@ def dry_run(
             found.append(
                 {
                     "culture": wanted.name,
-                    "examples": sum(train.counted(s.items) for s in stages),
-                    "tokens": sum(s.epochs * sum(map(len, s.items)) for s in stages),
+                    "examples": sum(train.counted(s.items) for s in stages if s.name != PREFER),
+                    "tokens": sum(
+                        s.epochs * sum(len(i.prompt) + i.learnt for i in s.items) for s in stages
+                    ),
                     "steps": sum(s.epochs * s.per_epoch(size) for s in stages),
                     "seconds": round(sum(seconds.values()), 1),
                     "read_seconds": round(seconds["read"], 1),

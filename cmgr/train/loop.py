@@ -17,9 +17,10 @@ from typing import Any
 
 from cmgr import recipe as recipes
 from cmgr.errors import CmgrError
+from cmgr.recipe import PREFER
 from cmgr.records import make_id
 from cmgr.train import checkpoint
-from cmgr.train.loss import answer_loss
+from cmgr.train.loss import answer_loss, preference_loss
 from cmgr.train.model import Item, Trainable
 from cmgr.train.prompts import Prompts, prompts_budget
 from cmgr.train.watch import Watch
@@ -211,7 +212,8 @@ class Loop:
 
     def work(self, items: Sequence[Item]) -> int:
         """The tokens that are computed for items: an activated adapter's prompts have been read."""
-        return sum(len(i.target) if self.activated else len(i) for i in items)
+        whole = 0 if self.activated else sum(len(i.prompt) * (1 + len(i.rivals)) for i in items)
+        return whole + sum(i.learnt for i in items)
 
     def _batches(self, stage: Stage, epoch: int) -> list[list[Item]]:
         return order_of(
@@ -234,8 +236,22 @@ class Loop:
     def _parts(self, items: Sequence[Item]) -> Iterator[list[Item]]:
         """Items in pieces that are computed at once."""
         size = self.settings.micro_batch or self.settings.batch_size
+        size = max(1, size // (1 + max((len(i.rivals) for i in items), default=0)))
         ordered = sorted(items, key=len)
         yield from (ordered[i : i + size] for i in range(0, len(ordered), size))
+
+    def loss(self, stage: Stage, items: Sequence[Item], prompts: Prompts | None) -> tuple[Any, int]:
+        """The summed loss of items by their stage, and how many it is a sum of (`_count`)."""
+        if stage.name == PREFER:
+            weight = self.settings.prefer_weight
+            return preference_loss(self.trainable, self.model, items, prompts, weight)
+        return answer_loss(self.trainable, self.model, items, prompts)
+
+    def _count(self, stage: Stage, items: Sequence[Item]) -> int:
+        """What a stage's loss is a mean of: answer tokens, or examples where it is of pairs."""
+        if stage.name == PREFER:
+            return len(items)
+        return sum(len(i.target) - len(self.trainable.invocation) for i in items)
 
     def step(self, stage: Stage, batch: list[Item], prompts: Prompts | None, total: int) -> None:
         """One step of the optimiser over a batch."""
@@ -247,16 +263,16 @@ class Loop:
         seed = make_id(settings.seed, stage.name, state["step"], accelerator.process_index)
         torch.manual_seed(int(seed[:15], 16))
         began = time.monotonic()
-        labels = sum(len(i.target) - len(trainable.invocation) for i in batch)
+        count = self._count(stage, batch)
         summed = 0.0
         for part in self._parts(self._mine(batch, stage)):
             with trainable.pace.step(self.work(part), "train"):
-                loss, _ = answer_loss(trainable, self.model, part, prompts)
-                (loss / labels).backward()
+                loss, _ = self.loss(stage, part, prompts)
+                (loss / count).backward()
                 summed += float(loss.detach())
         if accelerator.num_processes > 1:
             summed = self._share(summed)
-        last = summed / labels
+        last = summed / count
         if not math.isfinite(last):
             raise CmgrError(
                 f"the loss is not finite (stage {stage.name}, step {state['step']}) on the "
@@ -268,7 +284,7 @@ class Loop:
             group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        tokens = sum(map(len, batch))
+        tokens = sum(len(item.prompt) + item.learnt for item in batch)
         state["step"] += 1
         state["number"] += 1
         state["tokens"] += tokens
@@ -356,7 +372,7 @@ class Loop:
         self.watch.log(line)
 
     def validate(self, stage: Stage, prompts: Prompts | None) -> float:
-        """The mean loss per answer token on a stage's validation items."""
+        """The mean loss on a stage's validation items, per answer token (or per preference)."""
         import torch
 
         self.model.eval()
@@ -364,7 +380,7 @@ class Loop:
         with torch.no_grad():
             for part in self._parts(self._mine(stage.validation, stage)):
                 with self.trainable.pace.step(self.work(part), "validate"):
-                    loss, n = answer_loss(self.trainable, self.model, part, prompts)
+                    loss, n = self.loss(stage, part, prompts)
                     summed, count = summed + float(loss), count + n
         self.model.train()
         if self.trainable.accelerator.num_processes > 1:

@@ -1,4 +1,4 @@
-"""The loss of examples over their answers: computed no more often, and nowhere else, than needed.
+"""The losses of examples over their answers: computed no more often, or elsewhere, than needed.
 
 The output head is computed only where an answer token is predicted; what a batch begins with in
 common is computed once.
@@ -7,6 +7,7 @@ common is computed once.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from cmgr.runtime.llama import common_prefix
@@ -22,6 +23,65 @@ def answer_loss(
     With `prompts` the adapter continues the KV that the base has read (activated); without, it
     reads everything itself, what the items begin with in common once (standard).
     """
+    import torch
+
+    logits, wanted, _ = _predictions(trainable, model, items, prompts)
+    return torch.nn.functional.cross_entropy(logits, wanted, reduction="sum"), len(wanted)
+
+
+def preference_loss(
+    trainable: Trainable,
+    model: Any,
+    items: Sequence[Item],
+    prompts: Prompts | None,
+    weight: float,
+) -> tuple[Any, int]:
+    """The summed `odds_ratio` loss of items that have rivals, a scalar tensor, and how many.
+
+    Prompts are read as in `answer_loss`.
+    """
+    import torch
+
+    rows = [
+        replace(item, target=target, rivals=())
+        for item in items
+        for target in (item.target, *item.rivals)
+    ]
+    logits, wanted, where = _predictions(trainable, model, rows, prompts)
+    losses = torch.nn.functional.cross_entropy(logits, wanted, reduction="none")
+    return odds_ratio(losses, where, [len(i.rivals) for i in items], weight), len(items)
+
+
+def odds_ratio(losses: Any, where: list[int], rivals: Sequence[int], weight: float) -> Any:
+    """ORPO's loss, summed over items (Hong and others, arXiv 2403.07691): a scalar tensor.
+
+    `losses` holds each answer token's own, shape (tokens,), and `where` the answer each is of. Of
+    each item the right answer comes first, then its rivals (one or more). An item's loss is the
+    mean loss of the right answer's tokens, plus `weight` times the mean over its rivals of
+    -log sigmoid(log odds of the right answer - log odds of the rival), where the odds are those of
+    the geometric mean of an answer's token probabilities.
+    """
+    import torch
+
+    at = torch.tensor(where, device=losses.device)
+    answers = sum(rivals) + len(rivals)
+    summed = losses.new_zeros(answers).index_add(0, at, losses)
+    mean = -summed / torch.bincount(at, minlength=answers)
+    # the odds of an answer that is certain have no end
+    log_odds = mean - torch.log1p(-mean.clamp(max=-1e-6).exp())
+    loss, right = losses.new_zeros(()), 0
+    for number in rivals:
+        after = right + 1 + number
+        ratios = torch.nn.functional.logsigmoid(log_odds[right] - log_odds[right + 1 : after])
+        loss = loss - mean[right] - weight * ratios.mean()
+        right = after
+    return loss
+
+
+def _predictions(
+    trainable: Trainable, model: Any, items: Sequence[Item], prompts: Prompts | None
+) -> tuple[Any, Any, list[int]]:
+    """(logits, right tokens, which item each is of) at every answer token of the items."""
     import torch
 
     skip = len(trainable.invocation)
@@ -67,8 +127,7 @@ def answer_loss(
     ).last_hidden_state[torch.tensor(rows), torch.tensor(columns)]
     head = model.get_base_model().get_output_embeddings()
     logits = _capped(trainable, head(hidden).float())
-    wanted = torch.tensor(labels, device=device)
-    return torch.nn.functional.cross_entropy(logits, wanted, reduction="sum"), len(labels)
+    return logits, torch.tensor(labels, device=device), rows
 
 
 def _capped(trainable: Trainable, logits: Any) -> Any:

@@ -37,9 +37,15 @@ class Item:
     prompt: tuple[int, ...]
     target: tuple[int, ...]  # invocation, answer, end of turn
     group: str = ""  # whose prompts the base reads together
+    rivals: tuple[tuple[int, ...], ...] = ()  # wrong answers, each as the target is
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.target)
+
+    @property
+    def learnt(self) -> int:
+        """How many tokens the adapter computes where the base reads the prompt."""
+        return len(self.target) + sum(map(len, self.rivals))
 
 
 # prompts that are read together, and how many tokens they begin with in common
@@ -113,7 +119,7 @@ class Trainable:
         """The tokens before the invocation, the same as the runtime's."""
         return self.chat.prompt(messages)
 
-    def item(self, example: Example) -> Item:
+    def item(self, example: Example, rivals: Sequence[str] = ()) -> Item:
         """One example as token ids. Raises CmgrError for one that cannot be trained on."""
         answer = self.chat.answer(example.answer)
         item = Item(
@@ -121,15 +127,17 @@ class Trainable:
             tuple(self.prompt_tokens(example.messages)),
             (*self.invocation, *answer, *self.chat.end),
             example.culture,
+            tuple((*self.invocation, *self.chat.answer(r), *self.chat.end) for r in rivals),
         )
         if not answer:
             raise CmgrError(
                 f"example {example.id} ({example.culture}) has no answer. Correct it in "
                 "examples.jsonl, or reject it: cmgr review"
             )
-        if len(item) > self.context:
+        longest = len(item.prompt) + max(map(len, (item.target, *item.rivals)))
+        if longest > self.context:
             raise CmgrError(
-                f"example {example.id} ({example.culture}) has {len(item)} tokens, the context "
+                f"example {example.id} ({example.culture}) has {longest} tokens, the context "
                 f"holds {self.context}. Shorten or reject it, or raise base.context in the recipe"
             )
         return item

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 from cmgr.base import Base
 from cmgr.errors import CmgrError, MissingError
-from cmgr.recipe import RUNNING, SHARED, Culture, Recipe
+from cmgr.recipe import PREFER, RUNNING, SHARED, Culture, Recipe
 from cmgr.records import Example, make_id
 from cmgr.retrieval import Index
 from cmgr.train.passages import wish
 
 VERSION = 5  # counts up when the same inputs would give other adapters
+RIVALS = 3  # wrong answers that an example is preferred to, at most
 LEAST_GROUPS = 10  # with fewer pieces of evidence none is held back to choose the best epoch
 VARIANTS = {
     "shared": "one adapter for all cultures",
@@ -56,6 +57,24 @@ def fit_examples(recipe: Recipe, examples: Iterable[Example], culture: str) -> l
         and e.split == "fit"
         and (wanted is None or e.review in wanted)
     ]
+
+
+def rivals_of(recipe: Recipe, example: Example) -> list[str]:
+    """Wrong answers to an example's prompt: the task's other labels, or the other options.
+
+    Those are other cultures' answers where the example comes from evidence or from a contrast
+    request. Up to three, chosen by hash; none for the broad stage.
+    """
+    task = next((t for t in recipe.tasks if t.id == example.task), None)
+    if task is None or example.stage != "task":
+        return []
+    known = {example.answer.casefold()}
+    found = []
+    for text in task.labels or example.inputs.get("options") or []:
+        if text.strip() and text.casefold() not in known:
+            known.add(text.casefold())
+            found.append(text)
+    return sorted(found, key=lambda text: make_id("rival", example.id, text))[:RIVALS]
 
 
 def held_back(examples: Sequence[Example], share: float, seed: int) -> set[str]:
@@ -149,6 +168,10 @@ def wanted_inputs(
     plain = set() if recipe.train.start == "shared" else {"start", "own"}
     if recipe.train.own == 1:
         plain.add("own")
+    mine = list(mine)
+    prefers = PREFER in recipe.train.stages
+    if not prefers:
+        plain |= {"prefer_epochs", "prefer_weight"}
     return make_id(
         VERSION,
         base.fingerprint,
@@ -163,6 +186,7 @@ def wanted_inputs(
         *([start] if start else []),
         *(["thinking"] if base.thinking else []),
         *([f"passages {passages}"] if passages else []),
+        *([sorted([e.id, *rivals_of(recipe, e)] for e in mine)] if prefers else []),
     )
 
 
@@ -223,8 +247,11 @@ def wanted(
 
 def _changed(recipe: Recipe, variant: str | None) -> Recipe:
     """A variant's recipe. What has to be without the task stage does not begin with what had it."""
-    stages = {"broad": ["broad"], "no-broad": ["task"]}.get(variant or "")
-    update: dict[str, object] = {"stages": stages} if stages else {}
+    update: dict[str, object] = {}
+    if variant == "broad":
+        update["stages"] = ["broad"]
+    elif variant == "no-broad":
+        update["stages"] = [s for s in recipe.train.stages if s != "broad"] or ["task"]
     if variant in (SHARED, "broad"):
         update["start"] = "scratch"
     return recipe.model_copy(update={"train": recipe.train.model_copy(update=update)})

@@ -66,6 +66,26 @@ def test_one_example_as_it_is_trained(trained: Path) -> None:
 
 
 @pytest.mark.model
+def test_one_preference_as_it_is_trained(trained: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(trained, tmp_path / "ws"))
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text("utf-8"))
+    recipe["train"] = {**recipe.get("train", {}), "stages": ["prefer"]}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), "utf-8")
+    path = folder / "examples.jsonl"
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    for row in rows:
+        row["inputs"]["options"] = [row["answer"], "They [shout]."]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    shown = cmgr("train", "--inspect", "--culture", "japan", cwd=folder)
+    assert shown.returncode == 0, shown.stderr
+    assert "rather than: They [shout].<|im_end|>\n" in shown.stdout
+    # nothing to prefer an answer to: an error where it is the only stage
+    path.write_text("".join(json.dumps({**r, "inputs": {}}) + "\n" for r in rows), "utf-8")
+    refused = cmgr("train", "--force", "--culture", "japan", cwd=folder)
+    assert refused.returncode != 0 and "no examples of the stages ['prefer']" in refused.stderr
+
+
+@pytest.mark.model
 def test_a_dry_run_writes_nothing(trained: Path) -> None:
     before = sorted(p.name for p in trained.rglob("*"))
     done = cmgr("train", "--dry-run", "--force", "--json", "--shard", "2/2", cwd=trained)
