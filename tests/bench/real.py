@@ -7,6 +7,8 @@
     python tests/bench/real.py hate --data FOLDER --work DIR --methods shared,routed --limit 400
     python tests/bench/real.py hate --data FOLDER --work DIR --part 1/4      # half of the training
     python tests/bench/real.py hate --data FOLDER --work DIR --validation 0.1
+    python tests/bench/real.py blend --data FOLDER --work DIR --prefer 1        # a third stage
+    python tests/bench/real.py blend --data FOLDER --work DIR --task-epochs 4   # its rival
 
     python tests/bench/real.py blend --data FOLDER --work DIR --methods routed,routed+evidence \
         --evidence FILE    # more documents: JSON lines with country, title and text
@@ -100,6 +102,12 @@ def prepare(options: argparse.Namespace, work: Path) -> Path:
             **run["train"],
             "learning_rate": options.learning_rate,
             "validation": options.validation,
+            **({"task_epochs": options.task_epochs} if options.task_epochs else {}),
+            **(
+                {"stages": ["broad", "task", "prefer"], "prefer_epochs": options.prefer}
+                if options.prefer
+                else {}
+            ),
         },
     }
     path = work / "recipe.yaml"
@@ -126,8 +134,11 @@ def main() -> None:
     parser.add_argument("--kind", default="activated", choices=("activated", "standard"))
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=RATE)
-    parser.add_argument("--part", default=PART, help="to train on; asked is 2/2")
+    parser.add_argument("--part", default=PART, help="the part that is trained on")
     parser.add_argument("--validation", type=float, default=0.0, help="the share held back")
+    parser.add_argument("--task-epochs", type=int, help="[default: the run's]")
+    parser.add_argument("--prefer", type=int, default=0, help="epochs of the stage prefer")
+    parser.add_argument("--asked", default="2/2", help="the part that is asked")
     parser.add_argument("--methods", help=f"[default: {METHODS}, and those that read nothing]")
     parser.add_argument("--evidence", type=Path, action="append", default=[])
     options, more = parser.parse_known_args()
@@ -137,6 +148,8 @@ def main() -> None:
     other += "".join(f"-{path.stem}" for path in options.evidence)
     other += f"-{options.part.replace('/', 'of')}" if options.part != PART else ""
     other += f"-held-{options.validation:g}" if options.validation else ""
+    other += f"-epochs-{options.task_epochs}" if options.task_epochs else ""
+    other += f"-prefer-{options.prefer}" if options.prefer else ""
     source = options.work / f"{options.run}-{options.kind}-{options.rank}{other}"
     recipe = prepare(options, source)
     ws = str(source / "workspace")
@@ -157,7 +170,7 @@ def main() -> None:
     call("route", *at, "--fit")
     cultures = [word for c in run["cultures"] for word in ("--culture", c)]
     call(
-        *("eval", *at, *task, "--data", data, *loader, "--part", "2/2"),
+        *("eval", *at, *task, "--data", data, *loader, "--part", options.asked),
         *("--methods", named, *(more or run["eval"]), *cultures),
     )
 
