@@ -89,7 +89,7 @@ def stages_of(
         items: list[list[Item]] = [[], []]
         for example in examples:
             rivals = variants.rivals_of(recipe, example) if name == PREFER else []
-            if rivals if name == PREFER else example.stage == name:
+            if rivals or example.stage == name:
                 items[example.id in back].append(trainable.item(example, rivals))
         for example in also if not found else ():
             item = trainable.item(example)

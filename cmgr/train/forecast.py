@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,15 +35,14 @@ def inspect(ws: Workspace, cultures: list[str]) -> list[dict[str, Any]]:
                     "stage": stage.name,
                     "id": item.id,
                     "tokens": trainable.pieces(item),
-                    "rivals": ["".join(_learnt(trainable, item, r)) for r in item.rivals],
+                    "rivals": [_answer(trainable, rival) for rival in item.answers()[1:]],
                 }
             )
     return found
 
 
-def _learnt(trainable: Trainable, item: Item, rival: tuple[int, ...]) -> list[str]:
-    pieces = trainable.pieces(replace(item, target=rival, rivals=()))
-    return [text for text, learnt in pieces if learnt]
+def _answer(trainable: Trainable, item: Item) -> str:
+    return "".join(text for text, learnt in trainable.pieces(item) if learnt)
 
 
 def dry_run(
@@ -98,9 +96,7 @@ def dry_run(
                 {
                     "culture": wanted.name,
                     "examples": sum(train.counted(s.items) for s in stages if s.name != PREFER),
-                    "tokens": sum(
-                        s.epochs * sum(len(i.prompt) + i.learnt for i in s.items) for s in stages
-                    ),
+                    "tokens": sum(s.epochs * sum(map(len, s.items)) for s in stages),
                     "steps": sum(s.epochs * s.per_epoch(size) for s in stages),
                     "seconds": round(sum(seconds.values()), 1),
                     "read_seconds": round(seconds["read"], 1),

@@ -212,8 +212,9 @@ class Loop:
 
     def work(self, items: Sequence[Item]) -> int:
         """The tokens that are computed for items: an activated adapter's prompts have been read."""
-        whole = 0 if self.activated else sum(len(i.prompt) * (1 + len(i.rivals)) for i in items)
-        return whole + sum(i.learnt for i in items)
+        if self.activated:
+            return sum(item.learnt for item in items)
+        return sum(len(answer) for item in items for answer in item.answers())
 
     def _batches(self, stage: Stage, epoch: int) -> list[list[Item]]:
         return order_of(
@@ -284,7 +285,7 @@ class Loop:
             group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        tokens = sum(len(item.prompt) + item.learnt for item in batch)
+        tokens = sum(map(len, batch))
         state["step"] += 1
         state["number"] += 1
         state["tokens"] += tokens

@@ -7,7 +7,6 @@ common is computed once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from cmgr.runtime.llama import common_prefix
@@ -42,11 +41,7 @@ def preference_loss(
     """
     import torch
 
-    rows = [
-        replace(item, target=target, rivals=())
-        for item in items
-        for target in (item.target, *item.rivals)
-    ]
+    rows = [answer for item in items for answer in item.answers()]
     logits, wanted, where = _predictions(trainable, model, rows, prompts)
     losses = torch.nn.functional.cross_entropy(logits, wanted, reduction="none")
     return odds_ratio(losses, where, [len(i.rivals) for i in items], weight), len(items)

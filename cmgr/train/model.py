@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -40,12 +40,16 @@ class Item:
     rivals: tuple[tuple[int, ...], ...] = ()  # wrong answers, each as the target is
 
     def __len__(self) -> int:
-        return len(self.prompt) + len(self.target)
+        return len(self.prompt) + self.learnt
 
     @property
     def learnt(self) -> int:
         """How many tokens the adapter computes where the base reads the prompt."""
         return len(self.target) + sum(map(len, self.rivals))
+
+    def answers(self) -> list[Item]:
+        """The right answer, then each rival, as items of their own."""
+        return [replace(self, target=t, rivals=()) for t in (self.target, *self.rivals)]
 
 
 # prompts that are read together, and how many tokens they begin with in common
@@ -134,7 +138,7 @@ class Trainable:
                 f"example {example.id} ({example.culture}) has no answer. Correct it in "
                 "examples.jsonl, or reject it: cmgr review"
             )
-        longest = len(item.prompt) + max(map(len, (item.target, *item.rivals)))
+        longest = max(map(len, item.answers()))
         if longest > self.context:
             raise CmgrError(
                 f"example {example.id} ({example.culture}) has {longest} tokens, the context "
