@@ -96,7 +96,7 @@ def parse(lines: Iterable[bytes]) -> list[tuple[str, Line | str]]:
             digest = make_id("line", raw.decode("utf-8", "replace").strip())
             found.append((digest, False, line))
         elif name in own:
-            found.append((name, False, f"line {number}: the id {name!r} stands twice"))
+            found.append((name, False, f"line {number}: the id {name!r} is there twice"))
         else:
             own.add(name)
             found.append((name, True, line))

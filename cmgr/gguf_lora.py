@@ -203,7 +203,7 @@ def tensors(folder: Path, rank: int, model_config: dict[str, Any]) -> Iterator[t
                 raise CmgrError(f"adapter tensor {key} has no place in a {arch} GGUF")
             is_b = match[2] == "B"
             if f"base_model.model.{match[1]}.lora_{'A' if is_b else 'B'}.weight" not in keys:
-                raise CmgrError(f"adapter tensor {key} stands alone, without the other of A and B")
+                raise CmgrError(f"adapter tensor {key} is without the other of A and B")
             weights: Array = file.get_tensor(key).float().numpy()
             if weights.ndim != 2 or weights.shape[is_b] != rank:
                 raise CmgrError(

@@ -314,7 +314,12 @@ def test_lines_that_cannot_be_answered_are_said() -> None:
     names = [name for name, _ in found]
     assert len(set(names)) == len(names) == 11 and names[0] == "1"
     said = [line if isinstance(line, str) else "" for _, line in found]
-    wanted = ["", "line 3: not JSON", "line 4: the prompt is empty", "line 5: the id '1' stands"]
+    wanted = [
+        "",
+        "line 3: not JSON",
+        "line 4: the prompt is empty",
+        "line 5: the id '1' is there twice",
+    ]
     wanted += ["line 6: ", "line 7: choices", "line 8: max_tokens", "line 9: ", "", "", "line 12: "]
     assert all(s.startswith(w) and bool(s) == bool(w) for s, w in zip(said, wanted, strict=True))
     assert [name for name, _ in files.parse(lines)] == names

@@ -145,7 +145,7 @@ def test_a_good_example_stands() -> None:
         ({"evidence_ids": []}, "no evidence"),
         ({"evidence_ids": ["e9"]}, "not there"),
         ({"evidence_ids": ["e2"]}, "another culture's"),
-        ({"quote": "In Japan, people wave."}, "quote does not stand"),
+        ({"quote": "In Japan, people wave."}, "quote is not in"),
         ({"task": None}, "fields are missing: task"),
         ({"inputs": INPUTS | {"fact": ""}}, "fields are missing: fact"),
         ({"inputs": INPUTS | {"options": ["People bow."]}}, "not distinct"),

@@ -345,7 +345,7 @@ def test_what_is_no_example_goes_to_quarantine_with_its_reason(
         ws = make(server)
         synthesize.build(ws)
         reasons = Counter(r.model_dump()["reason"] for r in ws.read("quarantine", Record))
-        assert reasons["the quote does not stand in the cited evidence"] >= 3
+        assert reasons["the quote is not in the cited evidence"] >= 3
         assert reasons["schema: no answer"] >= 3
         parts = (read_json(ws.manifest_path("synthesize")) or {})["cultures"]
         for part in parts.values():

@@ -725,7 +725,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 checkpoint.save(folder, 2, {{"step": 2}}, {{"w": torch.zeros(100_000)}})
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "CmgrError" in done.stderr and "The last one stands" in done.stderr
+    assert "CmgrError" in done.stderr and "The last one is kept" in done.stderr
     found = checkpoint.load(tmp_path)
     assert found is not None and found[0] == {"step": 1}
     assert len(list(tmp_path.iterdir())) == 1

@@ -149,7 +149,7 @@ class Checks:
         if any(item and item.culture != example.culture for item in cited):
             return "the cited evidence is another culture's"
         if not any(item and stands_in(example.quote, item.text) for item in cited):
-            return "the quote does not stand in the cited evidence"
+            return "the quote is not in the cited evidence"
         labelled = bool(self._tasks[example.task].labels) if example.task in self._tasks else False
         language = example.inputs.get("language", "en")
         # across languages no word can be compared: that is for a judge

@@ -244,7 +244,7 @@ def who(answer: Answer) -> str:
 def sources(answer: Answer) -> list[str]:
     """What an answer rests on, a line each: the passages it follows, what it read besides, and
 
-    what it says that stands in none of them.
+    what it says that is in none of them.
     """
     if not answer.sources:
         return []

@@ -142,7 +142,9 @@ def command(
     if failing := [one.text for one in checked if not one.holds]:
         raise CmgrError("--fail-under: " + "\n".join(failing))
     if troubled:
-        raise PartialError("a part could not be evaluated; the rest is above")
+        raise PartialError(
+            "methods or items were left out (they are named above); the table has the rest"
+        )
 
 
 def _check_names(text: str | None) -> None:

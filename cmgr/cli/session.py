@@ -285,7 +285,7 @@ def _why(ask: Asker) -> None:
     for source in last.sources:
         say(f"  [{source.number}] {source.score:.2f}  {source.text}")
     for claim in last.claims:
-        says = f"stands in [{claim.source}]" if claim.source else "stands in none of them"
+        says = f"is in [{claim.source}]" if claim.source else "is in none of them"
         say(f"  “{claim.sentence}” {says}")
 
 

@@ -32,7 +32,7 @@ def command(
         bool, typer.Option("--dry-run", help="Show calls, tokens, cost and time; ask nobody")
     ] = False,
     show_prompt: Annotated[
-        bool, typer.Option("--show-prompt", help="Show what the model is told, of each kind once")
+        bool, typer.Option("--show-prompt", help="Show what the model reads, of each kind once")
     ] = False,
     max_cost: Annotated[
         float | None, typer.Option(min=0, help="US dollars that may be spent in this run")

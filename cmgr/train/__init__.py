@@ -239,7 +239,10 @@ def _one(
     trainable.accelerator.wait_for_everyone()
     stages = stages_of(recipe, wanted.examples, trainable, wanted.back, wanted.also)
     if not stages:
-        raise CmgrError(f"no examples of the stages {recipe.train.stages} for {wanted.name}")
+        raise CmgrError(
+            f"{wanted.name} has no examples for {', '.join(recipe.train.stages)} (train.stages): "
+            "run cmgr synthesize, import some, or name other stages"
+        )
     if PREFER in recipe.train.stages and all(s.name != PREFER for s in stages) and trainable.main:
         ws.say(
             f"train: {wanted.name} has no stage {PREFER}: none of its examples has options or "

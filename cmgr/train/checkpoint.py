@@ -30,7 +30,7 @@ def save(folder: Path, number: int, state: dict[str, Any], tensors: Tensors) -> 
     except OSError as error:
         raise CmgrError(
             f"{path}: {error.strerror}: a checkpoint takes {len(data) / 2**20:.0f} MB. The last "
-            "one stands: make room and run cmgr train again to go on from it"
+            "one is kept: make room and run cmgr train again to go on from it"
         ) from None
     for old in _all(folder)[:-KEEP]:
         old.unlink()
