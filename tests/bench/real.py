@@ -9,6 +9,7 @@
     python tests/bench/real.py hate --data FOLDER --work DIR --validation 0.1
     python tests/bench/real.py blend --data FOLDER --work DIR --prefer 1        # a third stage
     python tests/bench/real.py blend --data FOLDER --work DIR --task-epochs 4   # its rival
+    python tests/bench/real.py blend --data FOLDER --work DIR --base gemma-3-270m.gguf
 
     python tests/bench/real.py blend --data FOLDER --work DIR --methods routed,routed+evidence \
         --evidence FILE    # more documents: JSON lines with country, title and text
@@ -92,8 +93,10 @@ def prepare(options: argparse.Namespace, work: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         rows = [{"title": p.get("section") or p["title"], "text": p["text"]} for p in mine]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    known = options.base == "smollm2"
     recipe = {
         "name": options.run,
+        "base": {"model": options.base if known else str(Path(options.base).resolve())},
         "cultures": [{"id": c, "name": NAMES[c]} for c in run["cultures"]],
         "sources": [{"kind": "documents", "path": "documents"}],
         "tasks": [run["task"]],
@@ -134,6 +137,7 @@ def main() -> None:
     parser.add_argument("--kind", default="activated", choices=("activated", "standard"))
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=RATE)
+    parser.add_argument("--base", default="smollm2", help="smollm2, or a GGUF file")
     parser.add_argument("--part", default=PART, help="the part that is trained on")
     parser.add_argument("--validation", type=float, default=0.0, help="the share held back")
     parser.add_argument("--task-epochs", type=int, help="[default: the run's]")
@@ -144,7 +148,8 @@ def main() -> None:
     options, more = parser.parse_known_args()
     run = RUNS[options.run]
     rate = options.learning_rate
-    other = f"-{rate:g}" if rate != RATE else ""
+    other = "" if options.base == "smollm2" else f"-{Path(options.base).stem}"
+    other += f"-{rate:g}" if rate != RATE else ""
     other += "".join(f"-{path.stem}" for path in options.evidence)
     other += f"-{options.part.replace('/', 'of')}" if options.part != PART else ""
     other += f"-held-{options.validation:g}" if options.validation else ""
